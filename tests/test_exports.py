@@ -1,0 +1,156 @@
+"""The public names: all there, all documented, and importing them costs torch and NumPy only."""
+
+import builtins
+import importlib.metadata
+import inspect
+import json
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch.utils.data
+
+import headrace
+
+# What a user of datasets and loaders takes from torch.utils.data. The rest of its names are
+# data pipes, their helpers and functions for torch's own workers.
+FROM_TORCH = [
+    "BatchSampler",
+    "ChainDataset",
+    "ConcatDataset",
+    "DataLoader",
+    "Dataset",
+    "DistributedSampler",
+    "IterableDataset",
+    "RandomSampler",
+    "Sampler",
+    "SequentialSampler",
+    "StackDataset",
+    "Subset",
+    "SubsetRandomSampler",
+    "TensorDataset",
+    "WeightedRandomSampler",
+    "default_collate",
+    "default_convert",
+    "get_worker_info",
+    "random_split",
+]
+EXTRAS = ["rich", "typer", "matplotlib", "sklearn", "pyarrow", "polars", "PIL", "lightning"]
+
+
+def public_errors():
+    members = (getattr(headrace, name) for name in headrace.__all__)
+    return [member for member in members if inspect.isclass(member) and is_exception(member)]
+
+
+def is_exception(member):
+    return issubclass(member, BaseException) and not issubclass(member, Warning)
+
+
+def test_all_names_exist_once():
+    assert len(set(headrace.__all__)) == len(headrace.__all__)
+    missing = [name for name in headrace.__all__ if not hasattr(headrace, name)]
+    assert missing == []
+
+
+def test_all_is_what_a_star_import_gives():
+    namespace = {}
+    exec("from headrace import *", namespace)
+    assert set(headrace.__all__) <= set(namespace)
+
+
+@pytest.mark.parametrize("name", headrace.__all__)
+def test_public_name_is_documented(name):
+    member = getattr(headrace, name)
+    if inspect.ismodule(member) or inspect.isclass(member) or callable(member):
+        # The class's own words: a docstring inherited from torch would describe torch's.
+        own = vars(member).get("__doc__") if inspect.isclass(member) else member.__doc__
+        assert own, f"headrace.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", headrace.__all__)
+def test_public_methods_are_documented(name):
+    member = getattr(headrace, name)
+    if not inspect.isclass(member) or not member.__module__.startswith("headrace"):
+        pytest.skip("a function, a value, or torch's own class")
+    undocumented = [
+        method
+        for method, value in vars(member).items()
+        if not method.startswith("_")
+        and (inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod))
+        and not inspect.getdoc(value)
+    ]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("name", FROM_TORCH)
+def test_names_of_torch_are_here(name):
+    assert hasattr(torch.utils.data, name)
+    assert name in headrace.__all__
+    theirs, ours = getattr(torch.utils.data, name), getattr(headrace, name)
+    if inspect.isclass(theirs):
+        assert issubclass(ours, theirs), f"isinstance checks against torch's {name} would fail"
+
+
+def test_no_name_of_torch_was_missed():
+    """A name that a newer torch adds fails here, and is then sorted into a list on purpose."""
+    known = {
+        *FROM_TORCH,
+        "DFIterDataPipe",
+        "DataChunk",
+        "IterDataPipe",
+        "MapDataPipe",
+        "_DatasetKind",
+        "argument_validation",
+        "functional_datapipe",
+        "guaranteed_datapipes_determinism",
+        "non_deterministic",
+        "runtime_validation",
+        "runtime_validation_disabled",
+    }
+    assert set(torch.utils.data.__all__) - known == set()
+
+
+def test_errors_derive_from_the_builtin_that_a_user_would_catch():
+    for error in public_errors():
+        mro = [base for base in error.__mro__ if base.__module__ == builtins.__name__]
+        specific = [base for base in mro if base not in (Exception, BaseException, object)]
+        assert specific, f"{error.__name__} derives from Exception only"
+
+
+def test_errors_share_one_root():
+    import headrace.errors as errors
+
+    ours = [
+        value
+        for value in vars(errors).values()
+        if inspect.isclass(value) and value.__module__ == errors.__name__ and is_exception(value)
+    ]
+    roots = [error for error in ours if all(issubclass(other, error) for other in ours)]
+    assert not ours or len(roots) == 1
+
+
+def test_importing_headrace_loads_no_extra_and_starts_nothing():
+    code = textwrap.dedent(
+        f"""
+        import json, sys, threading, multiprocessing
+        import torch, numpy
+        before = set(sys.modules)
+        import headrace
+        new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+        print(json.dumps({{
+            "extras": sorted(new & set({EXTRAS!r})),
+            "threads": threading.active_count(),
+            "children": len(multiprocessing.active_children()),
+        }}))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"extras": [], "threads": 1, "children": 0}
+
+
+def test_version_is_the_distributions():
+    assert headrace.__version__ == importlib.metadata.version("headrace")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", headrace.__version__)
