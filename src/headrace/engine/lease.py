@@ -1,0 +1,153 @@
+"""Buffers lent to batches, and taken back when the last tensor on them dies.
+
+The chain of references is the whole mechanism, there is nothing for a user to remember::
+
+    tensor -> NumPy slice -> token -> memoryview -> Memory -> loan (a weak reference to token)
+
+The *token* is a NumPy array made for one loan. Every slice of it, at any depth, keeps it alive,
+because NumPy's ``base`` ends at an array whose own base is not an array. When it dies, the loan's
+callback puts the memory on a deque, and the next :meth:`Pool.lend` finds it there. The callback
+may run in any thread, at any allocation, inside the pool's own code too, so it takes no lock and
+does nothing but append. What a user keeps is never lent again, simply because its token lives.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from headrace.tree import NUMPY_DTYPES
+
+HUGE_PAGE_BYTES = 2 << 20
+SMALL_LEAF_BYTES = 64 << 10  # below this malloc serves from warm memory, and no lease is worth it
+_IDLE_LENDS = 64  # memory that was not wanted for so many loans is released
+
+
+class Memory(mmap.mmap):
+    """One buffer. It knows the loan that is out on it, and the pool it belongs to."""
+
+    loan: _Loan | None
+    pool: weakref.ref[Pool]  # weak: a pool that nobody uses must not wait for the cycle collector
+    last_lend: int
+
+    @classmethod
+    def private(cls, size_bytes: int) -> Memory:
+        """Return fresh memory of this process alone."""
+        memory = cls(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)  # one fault for 512 pages
+        return memory
+
+
+class _Loan(weakref.ref[np.ndarray]):
+    """The weak reference to a token, and what its callback needs."""
+
+    __slots__ = ("memory",)
+    memory: Memory
+
+
+def _give_back(loan: weakref.ref[Any]) -> None:
+    assert isinstance(loan, _Loan)
+    memory = loan.memory
+    memory.loan = None  # ends the circle memory -> loan -> memory
+    pool = memory.pool()
+    if pool is not None:
+        pool.take_back(memory)
+
+
+class Pool:
+    """Memory for the batches of one loader in one process.
+
+    ``created`` counts the buffers ever made: it stands still while batches are let go.
+    """
+
+    def __init__(self) -> None:
+        self.created = 0
+        self._pid = os.getpid()
+        self._returned: deque[Memory] = deque()
+        self._free: dict[int, deque[Memory]] = {}
+        self._lends = 0
+
+    def lend(self, size_bytes: int) -> np.ndarray:
+        """Return a token: a uint8 array of at least ``size_bytes`` that nobody else holds."""
+        size = size_class(size_bytes)
+        self._sort_returned()
+        self._lends += 1
+        try:
+            memory = self._free[size].pop()
+        except (KeyError, IndexError):
+            memory = self.create(size)
+        memory.last_lend = self._lends
+        return make_token(memory)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised tensor with a storage of its own, on a lease if it is large."""
+        count = math.prod(shape)
+        size_bytes = count * dtype.itemsize
+        if size_bytes < SMALL_LEAF_BYTES:
+            return torch.empty(tuple(shape), dtype=dtype)
+        return as_tensor(self.lend(size_bytes)[:size_bytes], shape, dtype)
+
+    def take_back(self, memory: Memory) -> None:
+        """Note that the last tensor on ``memory`` is gone: called from weak reference callbacks."""
+        if os.getpid() == self._pid:
+            self._returned.append(memory)
+
+    def create(self, size_bytes: int) -> Memory:
+        """Make a buffer of a size class."""
+        self.created += 1
+        memory = Memory.private(size_bytes)
+        memory.pool = weakref.ref(self)
+        return memory
+
+    def _sort_returned(self) -> None:
+        while self._returned:
+            try:
+                memory = self._returned.popleft()
+            except IndexError:  # another thread was faster
+                break
+            self._free.setdefault(len(memory), deque()).append(memory)
+        if self._lends % _IDLE_LENDS == 0:
+            self._release_idle()
+
+    def _release_idle(self) -> None:
+        for free in self._free.values():
+            while free and free[0].last_lend < self._lends - _IDLE_LENDS:
+                free.popleft()
+
+
+def make_token(memory: Memory) -> np.ndarray:
+    """Return the array whose death ends the loan of ``memory``."""
+    token = np.frombuffer(memory, np.uint8)
+    loan = _Loan(token, _give_back)
+    loan.memory = memory
+    memory.loan = loan
+    return token
+
+
+def as_tensor(raw: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return the bytes ``raw`` as a tensor of this shape, with a storage of its own."""
+    sizes = tuple(shape)
+    if raw.size == 0:
+        return torch.empty(sizes, dtype=dtype)
+    carrier = NUMPY_DTYPES.get(dtype)
+    if carrier is None:  # bfloat16 and others that NumPy has no name for
+        return torch.frombuffer(raw, dtype=dtype).view(sizes)
+    return torch.from_numpy(raw.view(carrier).reshape(sizes))
+
+
+def size_class(size_bytes: int) -> int:
+    """Round up to eight steps an octave, and to whole pages.
+
+    Batches of varying sizes then share a few classes; at most an eighth is never touched.
+    """
+    step = max(mmap.PAGESIZE, (1 << max(size_bytes - 1, 1).bit_length()) >> 4)
+    return -(-max(size_bytes, 1) // step) * step

@@ -1,0 +1,110 @@
+"""What can go wrong, each cause a class that derives from the builtin a user would catch.
+
+::
+
+    HeadraceError
+    ├── CollateError                    samples that make no batch; names key path and indices
+    │   ├── ShapeMismatchError          (RuntimeError)
+    │   ├── MissingKeyError             (KeyError)
+    │   └── NotCollatableError          (TypeError)
+    ├── SampleIndexError                (IndexError)   an index outside the dataset
+    ├── ArrayMismatchError              (ValueError)   arrays of different lengths
+    ├── ArrayTypeError                  (TypeError)    arrays that no tensor can hold
+    ├── TruncatedFileError              (OSError)      a file shorter than its memory map
+    ├── DatasetStoppedError             (RuntimeError) StopIteration from a map-style dataset
+    ├── OptionError                     (ValueError)   a loader option that cannot be
+    ├── StateError                      (ValueError)   a state that does not fit the loader
+    ├── WorkerDiedError                 (RuntimeError) a worker process is gone for good
+    ├── WorkerTimeoutError              (RuntimeError) no batch within ``timeout=``
+    └── WorkerStartError                (RuntimeError) a worker could not be started
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+
+class HeadraceError(Exception):
+    """Base of every error that headrace raises on its own account."""
+
+
+class CollateError(HeadraceError):
+    """Samples that cannot become one batch.
+
+    ``positions`` are places in the batch; the fetch that knows them fills in ``indices``,
+    the places in the dataset. ``path`` is the way to the leaf, outermost key first.
+    """
+
+    def __init__(self, problem: str, wanted: str, positions: tuple[int, ...] = ()) -> None:
+        super().__init__(problem, wanted, positions)
+        self.problem = problem
+        self.wanted = wanted
+        self.positions = positions
+        self.path: tuple[Hashable, ...] = ()
+        self.indices: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" at {format_path(self.path)}" if self.path else ""
+        if self.indices:
+            which = " and ".join(repr(i) for i in self.indices)
+            where += f" (dataset {'index' if len(self.indices) == 1 else 'indices'} {which})"
+        return f"{self.problem}{where}. {self.wanted}"
+
+
+class ShapeMismatchError(CollateError, RuntimeError):
+    """Two samples whose shapes do not stack."""
+
+
+class MissingKeyError(CollateError, KeyError):
+    """A key that some samples of a batch have and others have not."""
+
+    __str__ = CollateError.__str__
+
+
+class NotCollatableError(CollateError, TypeError):
+    """A sample of a type that the default collation does not know."""
+
+
+class SampleIndexError(HeadraceError, IndexError):
+    """An index that the dataset does not have."""
+
+
+class ArrayMismatchError(HeadraceError, ValueError):
+    """Arrays of one dataset that have different lengths."""
+
+
+class ArrayTypeError(HeadraceError, TypeError):
+    """An array whose elements no tensor can hold."""
+
+
+class TruncatedFileError(HeadraceError, OSError):
+    """A memory-mapped file that became shorter than its map."""
+
+
+class DatasetStoppedError(HeadraceError, RuntimeError):
+    """``StopIteration`` out of a map-style dataset's ``__getitem__``."""
+
+
+class OptionError(HeadraceError, ValueError):
+    """An option of the loader that cannot be, alone or with the others."""
+
+
+class StateError(HeadraceError, ValueError):
+    """A saved state that does not fit the loader it is given to."""
+
+
+class WorkerDiedError(HeadraceError, RuntimeError):
+    """A worker process died and could not be replaced."""
+
+
+class WorkerTimeoutError(HeadraceError, RuntimeError):
+    """A batch took longer than ``timeout=``."""
+
+
+class WorkerStartError(HeadraceError, RuntimeError):
+    """A worker process could not be started."""
+
+
+def format_path(path: tuple[Hashable, ...]) -> str:
+    """Write a key path as Python would index it: ``['image'][0]``."""
+    return "sample" + "".join(f"[{key!r}]" for key in path)
