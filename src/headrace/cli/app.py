@@ -1,0 +1,114 @@
+"""The commands: parse, call, print."""
+
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import headrace
+from headrace.cli.problems import complain, one_line_errors
+
+app = typer.Typer(
+    name="headrace",
+    help="A drop-in PyTorch DataLoader: see it work, and measure it.",
+    add_completion=False,
+    # A traceback that still appears is a mistake of ours: show it as Python does.
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line in ``arguments`` (default: the process's own); return the exit code."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="headrace", standalone_mode=False)
+    except Exception as error:
+        # typer carries its own copy of click since 0.26: the class of a usage error has no
+        # name that holds for all versions, its way of stating itself has.
+        if not hasattr(error, "format_message"):
+            raise
+        path = getattr(getattr(error, "ctx", None), "command_path", "headrace")
+        complain(path, _sentence(error.format_message()))
+        return 2
+    except KeyboardInterrupt:
+        complain("headrace", "interrupted")
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _sentence(message: str) -> str:
+    """Typer's message in the form of our own: no capital, no full stop, no quotes to no use."""
+    bad_value = re.fullmatch(r"Invalid value for '(--[\w-]+)': (must .*)", message)
+    if bad_value:
+        return f"{bad_value[1]} {bad_value[2]}"
+    return message[:1].lower() + message[1:].rstrip(".")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a whole number, not {text!r}") from None
+
+
+def _number(help: str) -> Any:
+    return typer.Option(help=help, metavar="N", parser=_whole_number)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        python = platform.python_version()
+        print(f"headrace {headrace.__version__} (torch {torch.__version__}, Python {python})")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Examples:  [bold]headrace demo[/]   [bold]headrace bench inmemory --quick[/]",
+)
+def _root(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+
+
+_DEMO_EXAMPLES = """
+Examples:
+
+  [bold]headrace demo[/]
+
+  [bold]headrace demo --epochs 3 --batch-size 128 --out pictures[/]
+
+  [bold]headrace demo --device cuda --seed 7[/]
+"""
+
+
+@app.command(epilog=_DEMO_EXAMPLES)
+def demo(
+    epochs: Annotated[int, _number("Passes over the training images.")] = 12,
+    batch_size: Annotated[int, _number("Images in a mini-batch.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")] = "cpu",
+    seed: Annotated[int, _number("Fixes split, order and first weights.")] = 0,
+    out: Annotated[Path, typer.Option(help="Directory for the two pictures.")] = Path("."),
+) -> None:
+    """Train a small network on real handwritten digits, in a few seconds.
+
+    Takes the 1,797 digits of scikit-learn, trains on shuffled mini-batches from
+    headrace.DataLoader, and writes digits-batch.png and digits-curves.png.
+    """
+    with one_line_errors("headrace demo"):
+        from headrace.cli.demo import run_demo
+
+        run_demo(epochs=epochs, batch_size=batch_size, device=device, seed=seed, out=out)
