@@ -159,19 +159,29 @@ def subset_chunks(indices: IndexArray, generator: torch.Generator | None) -> Chu
         yield indices[order[low : low + CHUNK]]
 
 
-def distributed_chunks(
-    n: int, rank: int, ranks: int, total: int, *, seed: int | None, start: int = 0
-) -> Chunks:
-    """Yield the order of one rank of torch's `DistributedSampler` from position `start` on.
+def distributed_chunks(sampler: DistributedSampler[Any], start: int = 0) -> Chunks | None:
+    """Yield the order of torch's `DistributedSampler` from position `start` on.
 
-    Every `ranks`-th position of the global order, up to position `total`; positions beyond
-    `n` repeat it from the beginning. `seed` None is the sequential order.
+    None if the dataset's length changed since the sampler was made: torch's own iteration
+    says so. Epoch, seed and length are read at the call, as torch reads them at `iter`.
     """
+    n = len(cast("Any", sampler.dataset))
+    total = sampler.total_size
+    fits = total <= n if sampler.drop_last else n <= total and (n > 0 or total == 0)
+    if not fits or (sampler.shuffle and not draws_on_cpu(None)):
+        return None
+    seed = sampler.seed + sampler.epoch if sampler.shuffle else None
+    ranks = sampler.num_replicas
+    return _every_rankth(sequential_chunks(sampler.rank + start * ranks, total, ranks), n, seed)
+
+
+def _every_rankth(positions: Chunks, n: int, seed: int | None) -> Chunks:
     order = None
-    if seed is not None and total > 0:
-        order = permutation(n, torch.Generator().manual_seed(seed))
-    for positions in sequential_chunks(rank + start * ranks, total, ranks):
-        wrapped = positions % n if positions[-1] >= n else positions
+    for piece in positions:
+        if order is None and seed is not None:
+            order = permutation(n, torch.Generator().manual_seed(seed))
+        # What torch appends to fill the last rank repeats the order from its beginning.
+        wrapped = piece % n if piece[-1] >= n else piece
         yield wrapped if order is None else order[wrapped]
 
 
@@ -222,21 +232,10 @@ def _weighted_chunks(sampler: WeightedRandomSampler) -> Chunks:
     yield drawn.cpu().numpy()
 
 
-def _distributed(sampler: DistributedSampler[Any], start: int) -> Chunks | None:
-    n = len(cast("Any", sampler.dataset))
-    total, ranks = sampler.total_size, sampler.num_replicas
-    # The dataset changed its length since: torch's own iteration says so.
-    fits = total <= n if sampler.drop_last else n <= total and (n > 0 or total == 0)
-    if not fits or (sampler.shuffle and not draws_on_cpu(None)):
-        return None
-    seed = sampler.seed + sampler.epoch if sampler.shuffle else None
-    return distributed_chunks(n, sampler.rank, ranks, total, seed=seed, start=start)
-
-
 _KNOWN: dict[type, Callable[[Any, int], Chunks | None]] = {
     SequentialSampler: _sequential,
     RandomSampler: _random,
     SubsetRandomSampler: _subset,
     WeightedRandomSampler: _weighted,
-    DistributedSampler: _distributed,
+    DistributedSampler: distributed_chunks,
 }
