@@ -84,7 +84,7 @@ def _python_state() -> _RawState | _PublicState:
 
 def _numpy_key() -> _RawState | None:
     """Return the Mersenne Twister behind ``np.random``: 624 words and a position."""
-    generator = np.random.mtrand._rand._bit_generator  # type: ignore[attr-defined]
+    generator = np.random.mtrand._rand._bit_generator
     if type(generator) is not np.random.MT19937:
         return None
     state = generator.state["state"]
@@ -123,12 +123,12 @@ class ProcessGenerators:
         self._find_numpy()
 
     def _find_numpy(self) -> None:
-        self._bit_generator = np.random.mtrand._rand._bit_generator  # type: ignore[attr-defined]
+        self._bit_generator = np.random.mtrand._rand._bit_generator
         self._numpy = _numpy_state()
 
     def save(self) -> tuple[Any, ...]:
         """Return the state of all three."""
-        if np.random.mtrand._rand._bit_generator is not self._bit_generator:  # type: ignore[attr-defined]
+        if np.random.mtrand._rand._bit_generator is not self._bit_generator:
             self._find_numpy()  # the user called np.random.set_bit_generator
         torch_state = torch.default_generator.get_state()
         numpy_state = [part.save() for part in self._numpy]
@@ -141,7 +141,7 @@ class ProcessGenerators:
         for part, state in zip(self._numpy, numpy_state, strict=True):
             part.restore(state)
         self._python.restore(python_state)
-        random._inst.gauss_next = gauss_next  # type: ignore[attr-defined]
+        random._inst.gauss_next  # type: ignore[attr-defined] = gauss_next
 
     def seed(self, seed: int, initial_seed: int) -> None:
         """Seed all three from one task seed.

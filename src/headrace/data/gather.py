@@ -33,10 +33,17 @@ from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 from headrace.errors import ArrayMismatchError, ArrayTypeError, SampleIndexError, TruncatedFileError
 from headrace.tree import NUMPY_DTYPES, TORCH_DTYPES, is_namedtuple, leaves
 
-IndexArray: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+IndexArray: TypeAlias = np.ndarray[Any, np.dtype[np.integer[Any]]]
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_CARRIERS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_CARRIERS: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+}
+
+
+_BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Leaf:
     @property
     def carrier(self) -> np.dtype[Any]:
         """The NumPy type that carries the elements: their own, or an integer of their size."""
-        return NUMPY_DTYPES.get(self.dtype) or _CARRIERS[self.dtype.itemsize]
+        return NUMPY_DTYPES.get(self.dtype, _CARRIERS.get(self.dtype.itemsize, _BYTE))
 
     @property
     def size_bytes(self) -> int:
@@ -85,7 +92,8 @@ def find_gatherer(dataset: object) -> Gatherer | None:
     """Return the gatherer of a dataset, or None where samples must be asked for one by one."""
     build = _BUILDERS.get(type(dataset))
     if build is not None:
-        return build(dataset)
+        built: Gatherer | None = build(dataset)
+        return built
     definer = _defining_class(type(dataset), "__gather__")
     if definer is None or not all(
         issubclass(definer, owner)
@@ -111,58 +119,61 @@ def _defining_class(cls: type, name: str) -> type | None:
 class _Column:
     """A tensor or array whose rows are samples."""
 
-    def __init__(self, source: torch.Tensor | Array, leaf: Leaf) -> None:
+    def __init__(self, source: torch.Tensor | Array) -> None:
         array = source if isinstance(source, np.ndarray) else _carried(source)
-        self.leaf = leaf
-        self._rows = array
+        self._array = array
+        self._in_file = memory_file(array) is not None
+        # np.memmap.__array_finalize__ costs more than a row: take from a plain array.
+        self._rows = array.view(np.ndarray) if isinstance(array, np.memmap) else array
         self._contiguous = array.flags.c_contiguous
-        memory_map = getattr(array, "_mmap", None)
-        self._file = memory_map if isinstance(memory_map, mmap.mmap) else None
-        self._file_bytes = _end_in_file(array) if self._file is not None else 0
-        if isinstance(array, np.memmap):
-            self._rows = array.view(np.ndarray)  # memmap's __array_finalize__ costs more than a row
 
     def take(self, indices: IndexArray, out: Array) -> None:
-        if self._file is not None:
-            self._check_file()
+        if self._in_file:
+            memory_file(self._array, check=True)
         if self._contiguous:
             # "clip" writes straight into out ("raise" would buffer); indices are in range already.
             self._rows.take(indices, 0, out, "clip")
         else:
             out[...] = self._rows[indices]
 
-    def _check_file(self) -> None:
-        """Refuse to read a map past the end of its file: that is a bus error, not an exception."""
-        assert self._file is not None
-        size_bytes = self._file.size()
-        if size_bytes < self._file_bytes:
-            raise TruncatedFileError(
-                f"a memory-mapped array ends at byte {self._file_bytes:,}, but its file has only "
-                f"{size_bytes:,} bytes left: it was truncated after it was opened. "
-                f"Write the file again and reopen it with ArrayDataset.from_npy(path)."
-            )
+
+def memory_file(array: Array, *, check: bool = False) -> mmap.mmap | None:
+    """Return the memory map of a file that an array reads from, None for plain memory.
+
+    Raises:
+        TruncatedFileError: with ``check``, when the file has become shorter than the array: to
+            read past its end is a bus error that ends the interpreter, not an exception.
+    """
+    file = getattr(array, "_mmap", None)
+    if not isinstance(file, mmap.mmap):
+        return None
+    if check and file.size() < (end := _end_in_file(array)):
+        raise TruncatedFileError(
+            f"a memory-mapped array ends at byte {end:,}, but {array.filename or 'its file'} has "  # type: ignore[attr-defined]
+            f"only {file.size():,} bytes left: it was truncated after it was opened. "
+            f"Write the file again and reopen it with ArrayDataset.from_npy(path)."
+        )
+    return file
 
 
 def _carried(tensor: torch.Tensor) -> Array:
     if tensor.dtype not in NUMPY_DTYPES:
-        tensor = tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.itemsize])
+        tensor = tensor.view(TORCH_DTYPES[_CARRIERS[tensor.itemsize]])
     array: Array = tensor.detach().numpy()
-    if tensor.dtype not in (torch.int16, torch.int32):
-        return array
     return array
 
 
 def _end_in_file(array: Array) -> int:
-    """Return how many bytes a file must have for every row of its memory map to be readable."""
+    """Return how long a file must be for every element of an array mapped from it to be there."""
+    # np.memmap.offset is that of the map it was sliced from; its rows start where its data does.
     base = array
     while isinstance(base.base, np.ndarray):
         base = base.base
     start = array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-    offset = getattr(base, "offset", 0)
-    spans = (
-        (n - 1) * abs(step) for n, step in zip(array.shape, array.strides, strict=True) if n > 0
-    )
-    return int(offset) + start + sum(spans) + array.itemsize
+    spans = ((n - 1) * step for n, step in zip(array.shape, array.strides, strict=True) if n > 0)
+    offset = int(getattr(base, "offset", 0))
+    end: int = offset + int(start) + sum(max(s, 0) for s in spans) + array.itemsize
+    return end
 
 
 class Columns:
@@ -172,7 +183,7 @@ class Columns:
         self.spec = spec
         self.watched = _watchable(sources)
         self._sources = sources  # keeps what the rows view alive
-        self._columns = [_Column(s, leaf) for s, leaf in zip(sources, leaves(spec), strict=True)]
+        self._columns = [_Column(source) for source in sources]
         self._length = len(sources[0])
 
     def __len__(self) -> int:
@@ -317,14 +328,12 @@ def in_range(indices: Any, length: int, what: str) -> IndexArray | None:
     if isinstance(indices, torch.Tensor):
         indices = indices.numpy() if indices.device.type == "cpu" else None
     elif isinstance(indices, range):
-        indices = np.arange(indices.start, indices.stop, indices.step, np.intp)
+        indices = np.arange(indices.start, indices.stop, indices.step, dtype=np.intp)
     elif not isinstance(indices, np.ndarray):
-        indices = np.array(indices, np.intp) if set(map(type, indices)) <= {int} else None
+        indices = np.array(indices, np.intp) if _all_integers(indices) else None
     if indices is None or indices.ndim != 1 or indices.dtype.kind not in "iu":
         return None
-    if len(indices) == 0:
-        return indices.astype(np.intp)
-    low, high = int(indices.min()), int(indices.max())
+    low, high = (int(indices.min()), int(indices.max())) if len(indices) else (0, -1)
     if low < -length or high >= length:
         wrong = high if high >= length else low
         raise SampleIndexError(
@@ -333,7 +342,12 @@ def in_range(indices: Any, length: int, what: str) -> IndexArray | None:
         )
     if low < 0:
         indices = np.where(indices < 0, indices + length, indices)
-    return np.ascontiguousarray(indices, np.intp)
+    array: IndexArray = np.ascontiguousarray(indices, np.intp)
+    return array
+
+
+def _all_integers(indices: Any) -> bool:
+    return all(kind is int or issubclass(kind, np.integer) for kind in set(map(type, indices)))
 
 
 def _gather_tensors(dataset: TensorDataset) -> Gatherer | None:
@@ -351,22 +365,22 @@ def _gather_subset(dataset: Subset[Any]) -> Gatherer | None:
     return None if indices is None else _Reindexed(inner, indices)
 
 
-def _gather_concat(dataset: ConcatDataset[Any]) -> Gatherer | None:
+def _gather_concat(dataset: ConcatDataset[Any]) -> _Concatenated | None:
     parts = [find_gatherer(part) for part in dataset.datasets]
     known = [p for p in parts if p is not None]
     same = len(known) == len(parts) and all(p.spec == known[0].spec for p in known)
     return _Concatenated(known) if same else None
 
 
-def _gather_stack(dataset: StackDataset[Any]) -> Gatherer | None:
-    named = isinstance(dataset.datasets, dict)
-    datasets = list(dataset.datasets.values()) if named else list(dataset.datasets)
-    parts = [find_gatherer(part) for part in datasets]
+def _gather_stack(dataset: StackDataset[Any]) -> _Stacked | None:
+    stacked: Any = dataset.datasets
+    named = isinstance(stacked, dict)
+    parts = [find_gatherer(part) for part in (stacked.values() if named else stacked)]
     known = [p for p in parts if p is not None]
     if len(known) < len(parts):
         return None
     specs = [p.spec for p in known]
-    return _Stacked(dict(zip(dataset.datasets, specs, strict=True)) if named else specs, known)
+    return _Stacked(dict(zip(stacked, specs, strict=True)) if named else specs, known)
 
 
 _BUILDERS: dict[type, Any] = {

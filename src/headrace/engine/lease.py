@@ -84,7 +84,7 @@ class Pool:
         try:
             memory = self._free[size].pop()
         except (KeyError, IndexError):
-            memory = self.create(size)
+            memory = self._larger(size) or self.create(size)
         memory.last_lend = self._lends
         return make_token(memory)
 
@@ -96,9 +96,13 @@ class Pool:
             return torch.empty(tuple(shape), dtype=dtype)
         return as_tensor(self.lend(size_bytes)[:size_bytes], shape, dtype)
 
+    def is_mine(self) -> bool:
+        """Say whether this process made the pool: a forked child must not lend its memory."""
+        return os.getpid() == self._pid
+
     def take_back(self, memory: Memory) -> None:
         """Note that the last tensor on ``memory`` is gone: called from weak reference callbacks."""
-        if os.getpid() == self._pid:
+        if self.is_mine():
             self._returned.append(memory)
 
     def create(self, size_bytes: int) -> Memory:
@@ -107,6 +111,13 @@ class Pool:
         memory = Memory.private(size_bytes)
         memory.pool = weakref.ref(self)
         return memory
+
+    def _larger(self, size_bytes: int) -> Memory | None:
+        """Return free memory of a class up to four times as large: the last batch is smaller."""
+        for size, free in self._free.items():
+            if size_bytes < size <= 4 * size_bytes and free:
+                return free.pop()
+        return None
 
     def _sort_returned(self) -> None:
         while self._returned:

@@ -1,0 +1,256 @@
+"""The default collation: torch's result, written into leases, with errors that say where.
+
+The rules are those of ``torch.utils.data.default_collate`` (2.13): tensors and arrays are stacked,
+numbers become tensors, strings stay, mappings, sequences and named tuples are walked. Where a user
+has changed ``default_collate_fn_map``, torch's own function is called.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import _utils
+from torch.utils.data import default_collate as torch_default_collate
+
+from headrace.errors import CollateError, MissingKeyError, NotCollatableError, ShapeMismatchError
+from headrace.memory import alloc
+from headrace.tree import TORCH_DTYPES, is_namedtuple
+
+_torch_map = _utils.collate.default_collate_fn_map
+_torch_map_as_shipped = dict(_torch_map)
+
+
+def default_collate(batch: Sequence[Any]) -> Any:
+    """Stack a list of samples into a batch with an outer dimension, as torch's function does.
+
+    Args:
+        batch: samples of one structure: tensors, NumPy arrays, numbers, strings, and mappings,
+            sequences and named tuples of these.
+
+    Returns:
+        The structure of a sample, with tensors of shape ``(batch, ...)`` for its leaves.
+
+    Raises:
+        ShapeMismatchError: two samples have different shapes or lengths.
+        MissingKeyError: a key is in some samples only.
+        NotCollatableError: a leaf is of a type that makes no batch.
+    """
+    if _torch_map != _torch_map_as_shipped:
+        return torch_default_collate(batch)  # type: ignore[arg-type]
+    return _collate(batch)
+
+
+def is_default(collate: Callable[[Any], Any]) -> bool:
+    """Say whether ``collate`` is the default collation, unchanged by the user."""
+    known = collate is torch_default_collate or collate is default_collate
+    return known and _torch_map == _torch_map_as_shipped
+
+
+def _collate(batch: Sequence[Any]) -> Any:
+    first = batch[0]
+    kind = type(first)
+    handler = _LEAVES.get(kind)
+    if handler is not None:
+        return handler(batch)
+    if kind is tuple or kind is list:
+        return _collate_sequence(batch, first)
+    for base, handle in _LEAVES_BY_BASE:
+        if isinstance(first, base):
+            return handle(batch)
+    if isinstance(first, Mapping):
+        return _collate_mapping(batch, first)
+    if is_namedtuple(first):
+        return type(first)(*_collate_columns(batch, first, first._fields))
+    if isinstance(first, Sequence):
+        return _collate_sequence(batch, first)
+    raise NotCollatableError(
+        f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
+        f"found {kind}",
+        "Return one of those from the dataset, or give the loader a collate_fn=.",
+        (0,),
+    )
+
+
+def _at(key: Hashable, samples: Sequence[Any]) -> Any:
+    """Collate one column, and put its key at the front of the path of what fails."""
+    try:
+        return _collate(samples)
+    except CollateError as error:
+        error.path = (key, *error.path)
+        raise
+
+
+def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any]) -> Any:
+    _check_keys(batch, first)
+    columns = {key: _at(key, [sample[key] for sample in batch]) for key in first}
+    if type(first) is dict:
+        return columns
+    try:
+        if isinstance(first, MutableMapping):
+            clone = copy.copy(first)
+            clone.update(columns)
+            return clone
+        return type(first)(columns)  # type: ignore[call-arg]
+    except TypeError:
+        return columns
+
+
+def _check_keys(batch: Sequence[Any], first: Mapping[Any, Any]) -> None:
+    width = len(first)
+    for position, sample in enumerate(batch):
+        if not isinstance(sample, Mapping):
+            raise NotCollatableError(
+                f"a sample is a {type(sample).__name__} and another a {type(first).__name__}",
+                "Return the same structure for every index.",
+                (0, position),
+            )
+        if len(sample) == width and all(key in sample for key in first):
+            continue
+        missing = [key for key in first if key not in sample]
+        extra = [key for key in sample if key not in first]
+        key, owner, other = (missing[0], 0, position) if missing else (extra[0], position, 0)
+        raise MissingKeyError(
+            f"the key {key!r} is in sample {owner} of the batch, but not in sample {other}",
+            f"Return every key for every index, with a value that stands for nothing: "
+            f"sample.setdefault({key!r}, ...).",
+            (other,),
+        )
+
+
+def _collate_sequence(batch: Sequence[Any], first: Sequence[Any]) -> Any:
+    columns = _collate_columns(batch, first, range(len(first)))
+    if isinstance(first, tuple) or type(first) is list:
+        return columns  # a tuple becomes a list, as in torch
+    try:
+        if isinstance(first, MutableSequence):
+            clone = copy.copy(first)
+            for place, column in enumerate(columns):
+                clone[place] = column
+            return clone
+        return type(first)(columns)  # type: ignore[call-arg]
+    except TypeError:
+        return columns
+
+
+def _collate_columns(
+    batch: Sequence[Any], first: Sequence[Any], keys: Sequence[Hashable]
+) -> list[Any]:
+    width = len(first)
+    for position, sample in enumerate(batch):
+        if len(sample) != width:
+            raise ShapeMismatchError(
+                f"each element in list of batch should be of equal size, but sample 0 has {width} "
+                f"entries and sample {position} has {len(sample)}",
+                "Return as many for every index, or give a collate_fn=.",
+                (0, position),
+            )
+    columns = zip(*batch, strict=True)
+    return [_at(key, column) for key, column in zip(keys, columns, strict=True)]
+
+
+def _stack_tensors(batch: Sequence[Any]) -> torch.Tensor:
+    first = batch[0]
+    shape = first.shape
+    plain = (
+        first.layout is torch.strided
+        and first.device.type == "cpu"
+        and not first.is_nested
+        and set(map(type, batch)) == {torch.Tensor}
+        and len({t.dtype for t in batch}) == 1
+    )
+    if plain:
+        try:
+            return torch.stack(list(batch), 0, out=alloc((len(batch), *shape), first.dtype))
+        except RuntimeError:  # shapes differ, or one requires a gradient: both are handled below
+            pass
+    if first.layout is not torch.strided or first.is_nested:
+        kind = "nested" if first.is_nested else "sparse"
+        raise RuntimeError(
+            f"Batches of {kind} tensors are not currently supported by the default collate_fn; "
+            f"please provide a custom collate_fn to handle them appropriately."
+        )
+    try:
+        return torch.stack(list(batch), 0)
+    except RuntimeError:
+        for position, tensor in enumerate(batch):
+            if isinstance(tensor, torch.Tensor) and tensor.shape != shape:
+                raise _shapes_differ(batch, position) from None
+        raise
+
+
+def _stack_arrays(batch: Sequence[Any]) -> torch.Tensor:
+    first = batch[0]
+    dtype = TORCH_DTYPES.get(first.dtype)
+    if dtype is None and first.dtype.kind in "SUOMm":
+        raise NotCollatableError(
+            f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
+            f"found {first.dtype}",
+            "Give the array a numeric type: x.astype(np.float32).",
+            (0,),
+        )
+    alike = dtype is not None and all(
+        type(array) is np.ndarray and array.dtype == first.dtype for array in batch
+    )
+    if not alike:
+        return _stack_tensors([torch.as_tensor(array) for array in batch])
+    shape = first.shape
+    for position, array in enumerate(batch):
+        if array.shape != shape:
+            raise _shapes_differ(batch, position)
+    assert dtype is not None
+    out = alloc((len(batch), *shape), dtype)
+    rows = out.numpy()
+    for position, array in enumerate(batch):
+        rows[position] = array
+    return out
+
+
+def _shapes_differ(batch: Sequence[Any], position: int) -> ShapeMismatchError:
+    one, other = tuple(batch[0].shape), tuple(batch[position].shape)
+    return ShapeMismatchError(
+        f"stack expects each tensor to be equal size, but got {list(one)} at entry 0 and "
+        f"{list(other)} at entry {position}",
+        "Bring the samples to one shape (crop, resize), or pad them: "
+        "DataLoader(..., collate_fn=headrace.pad_collate()).",
+        (0, position),
+    )
+
+
+def _as_tensor(batch: Sequence[Any]) -> torch.Tensor:
+    return torch.as_tensor(batch)
+
+
+def _floats(batch: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor(batch, dtype=torch.float64)
+
+
+def _ints(batch: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor(batch)
+
+
+def _unchanged(batch: Sequence[Any]) -> Sequence[Any]:
+    return batch
+
+
+_LEAVES: dict[type, Callable[[Sequence[Any]], Any]] = {
+    torch.Tensor: _stack_tensors,
+    np.ndarray: _stack_arrays,
+    float: _floats,
+    int: _ints,
+    str: _unchanged,
+    bytes: _unchanged,
+}
+# The order in which torch asks isinstance: np.float64 is a float too, and is a NumPy number first.
+_LEAVES_BY_BASE: tuple[tuple[Any, Callable[[Sequence[Any]], Any]], ...] = (
+    (torch.Tensor, _stack_tensors),
+    (np.ndarray, _stack_arrays),
+    ((np.bool_, np.number, np.object_), _as_tensor),
+    (float, _floats),
+    (int, _ints),
+    (str, _unchanged),
+    (bytes, _unchanged),
+)

@@ -1,0 +1,1 @@
+"""Datasets and sources: what the samples are and how they are read."""

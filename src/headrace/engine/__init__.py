@@ -1,0 +1,1 @@
+"""Movement: from tasks to batches in the order they were asked for."""

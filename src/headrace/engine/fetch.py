@@ -1,0 +1,177 @@
+"""From a task to a batch: the only place that calls datasets and collate functions.
+
+Every backend uses it, in whichever process it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate as torch_default_collate
+from torch.utils.data import default_convert as torch_default_convert
+
+from headrace.collate.stack import default_collate
+from headrace.data.arrays import ArrayDataset
+from headrace.engine.task import Done, Exhausted, Failed, Result, Task
+from headrace.errors import CollateError, DatasetStoppedError
+from headrace.memory import Lender, lending
+from headrace.tree import size_bytes
+
+# Datasets and functions whose code is known and draws no random numbers.
+_QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
+_QUIET_COLLATES = (torch_default_collate, torch_default_convert, default_collate)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every fetch of a loader has in common; it travels to a worker once.
+
+    ``batch_size`` is None where the loader does not batch. ``iterable`` says that the dataset is
+    iterated, not indexed.
+    """
+
+    dataset: Any
+    collate: Callable[[Any], Any]
+    iterable: bool
+    auto_collation: bool
+    batch_size: int | None
+    drop_last: bool
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no user code can run, so that there is nothing to seed."""
+        return type(self.dataset) in _QUIET_DATASETS and self.collate in _QUIET_COLLATES
+
+
+class Fetcher:
+    """Makes batches of one dataset, one epoch long."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        lender: Lender | None,
+        generators: Callable[[int], AbstractContextManager[None]] | None,
+        worker: int = 0,
+    ) -> None:
+        self._recipe = recipe
+        self._collate = (
+            default_collate if recipe.collate is torch_default_collate else recipe.collate
+        )
+        self._lender = lender
+        self._seeded = generators
+        self._worker = worker
+        self._iterator: Iterator[Any] | None = None
+        self._ended = False
+
+    def start(self, seed: int) -> None:
+        """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators."""
+        if self._recipe.iterable:
+            with self._generators(seed):
+                self._iterator = iter(self._recipe.dataset)
+
+    def __call__(self, task: Task) -> Result:
+        """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
+        started = time.perf_counter()
+        try:
+            with self._generators(task.seed), lending(self._lender):
+                made = self._next_batch() if self._recipe.iterable else self._indexed(task.indices)
+        except StopIteration as error:
+            return Failed(task.step, self._stopped(error))
+        except Exception as error:
+            return Failed(task.step, error)
+        if made is None:
+            return Exhausted(task.step, self._worker)
+        batch, samples = made
+        return Done(task.step, batch, samples, size_bytes(batch), time.perf_counter() - started)
+
+    def batch_of(self, indices: Any) -> Any:
+        """Make the batch of a list of indices, outside any task: no user code may be in it."""
+        with lending(self._lender):
+            return self._indexed(indices)[0]
+
+    def _generators(self, seed: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._seeded is None else self._seeded(seed)
+
+    def _indexed(self, indices: Any) -> tuple[Any, int]:
+        if not self._recipe.auto_collation:
+            return self._collated(self._sample(indices), None), 1
+        return self._collated(self._samples(indices), indices), len(indices)
+
+    def _stopped(self, error: StopIteration) -> DatasetStoppedError:
+        stopped = DatasetStoppedError(
+            f"{type(self._recipe.dataset).__name__} or the collate function raised StopIteration, "
+            f"which would end the epoch in silence. Raise IndexError for an index that does not "
+            f"exist."
+        )
+        stopped.__cause__ = error
+        return stopped
+
+    def _sample(self, index: Any) -> Any:
+        try:
+            return self._recipe.dataset[index]
+        except Exception as error:
+            _add_note(error, f"while fetching dataset index {index!r}")
+            raise
+
+    def _samples(self, indices: Sequence[Any]) -> Any:
+        dataset = self._recipe.dataset
+        many = getattr(dataset, "__getitems__", None)
+        if many:
+            try:
+                return many(indices)
+            except Exception as error:
+                _add_note(error, f"while fetching dataset indices {_shorten(indices)}")
+                raise
+        samples: list[Any] = []
+        try:
+            for index in indices:
+                samples.append(dataset[index])
+        except Exception as error:
+            if len(samples) < len(indices):
+                _add_note(error, f"while fetching dataset index {indices[len(samples)]!r}")
+            raise
+        return samples
+
+    def _collated(self, samples: Any, indices: Sequence[Any] | None) -> Any:
+        try:
+            return self._collate(samples)
+        except CollateError as error:
+            if indices is not None and all(p < len(indices) for p in error.positions):
+                error.indices = tuple(indices[p] for p in error.positions)
+            raise
+        except Exception as error:
+            if indices is not None:
+                _add_note(error, f"while collating dataset indices {_shorten(indices)}")
+            raise
+
+    def _next_batch(self) -> tuple[Any, int] | None:
+        """Return the next batch of an iterable dataset, None at its end."""
+        if self._ended:
+            return None
+        assert self._iterator is not None
+        size = self._recipe.batch_size
+        samples: list[Any] = []
+        for sample in self._iterator:
+            if size is None:
+                return self._collated(sample, None), 1
+            samples.append(sample)
+            if len(samples) == size:
+                return self._collated(samples, None), size
+        self._ended = True
+        if not samples or self._recipe.drop_last:
+            return None
+        return self._collated(samples, None), len(samples)
+
+
+def _shorten(indices: Sequence[Any]) -> str:
+    shown = ", ".join(map(repr, indices[:8]))
+    return f"[{shown}, ... {len(indices)} in all]" if len(indices) > 8 else f"[{shown}]"
+
+
+def _add_note(error: Exception, note: str) -> None:
+    error.add_note(f"headrace: {note}")

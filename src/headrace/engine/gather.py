@@ -1,0 +1,143 @@
+"""Batches of columnar data: one gather into a leased block, whose slices are the batches.
+
+No task and no backend here: a batch is a slice that is already there. One thread, because the
+barrier of a thread pool stalls for a scheduler quantum on a busy machine.
+
+What is gathered ahead must not be seen. It happens only over orders that are arithmetic
+(:mod:`headrace.sampling.order`), never past what the order has drawn, and a block is gathered
+again when a tensor under it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from headrace.data.gather import Array, Gatherer, IndexArray, Leaf, in_range
+from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
+from headrace.engine.order import whole_batches
+from headrace.engine.stats import Counters
+from headrace.tree import NUMPY_DTYPES, is_namedtuple, leaves, size_bytes
+
+BLOCK_BYTES = 1 << 20  # half of a core's cache, and long enough that its set-up does not show
+MAX_BLOCK_BATCHES = 256  # who keeps one batch keeps its block
+
+Assemble: TypeAlias = Callable[[Iterable[torch.Tensor]], Any]
+
+
+class BlockGather:
+    """Gathers index arrays into leased blocks and cuts them into batches."""
+
+    def __init__(self, gatherer: Gatherer, pool: Pool, counters: Counters) -> None:
+        self._gatherer = gatherer
+        self._leaves: list[Leaf] = leaves(gatherer.spec)
+        self._watched = gatherer.watched
+        self._assemble = assembler(gatherer.spec)
+        self._pool = pool
+        self._counters = counters
+        self._sample_bytes = sum(leaf.size_bytes for leaf in self._leaves)
+
+    def ahead(
+        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
+    ) -> Iterator[Any]:
+        """Yield the batches of an order that is drawn in ``chunks``, gathering blocks ahead."""
+        block = BLOCK_BYTES // max(1, self._sample_bytes * batch_size)
+        block = max(1, min(block, MAX_BLOCK_BATCHES))
+        if self._watched is None:
+            block = 1
+        for indices in whole_batches(chunks, batch_size, drop_last):
+            for start in range(0, len(indices), block * batch_size):
+                yield from self._block(indices[start : start + block * batch_size], batch_size)
+
+    def due(self, indices: Any, otherwise: Callable[[Any], Any]) -> Any:
+        """Return the batch of a custom sampler's ``indices``, gathered now.
+
+        What are no plain integers (tensors, slices) is left to ``otherwise``.
+        """
+        array = in_range(indices, len(self._gatherer), "the dataset")
+        if array is None or len(array) == 0:
+            batch = otherwise(indices)
+            self._counters.add_batch(len(indices), size_bytes(batch))
+            return batch
+        self._counters.add_batch(len(array), len(array) * self._sample_bytes)
+        return next(self._gather(array, len(array)))
+
+    def _block(self, indices: IndexArray, batch_size: int) -> Iterator[Any]:
+        """Yield the batches of one block; the last one may be shorter."""
+        counters = self._counters
+        watched = self._watched or ()
+        done, total = 0, len(indices)
+        while True:
+            version = sum([t._version for t in watched])
+            size = min(batch_size, total - done)
+            batches = self._gather(indices[done:] if done else indices, size)
+            counters.set_batch(size, size * self._sample_bytes)
+            for batch in batches:
+                counters.batches += 1
+                done += size
+                yield batch
+                # 56 ns a tensor; a generator or sum() here would cost as much as the batch.
+                now = 0
+                for tensor in watched:
+                    now += tensor._version
+                if now != version:
+                    break
+            if done >= total:
+                return
+
+    def _gather(self, indices: IndexArray, batch_size: int) -> Iterator[Any]:
+        """Return the whole batches at the front of ``indices``, gathered at once."""
+        count = len(indices) // batch_size
+        rows = count * batch_size
+        started = self._counters.clock()
+        out = [self._rows(leaf, rows) for leaf in self._leaves]
+        self._gatherer.gather(indices[:rows], out)
+        self._counters.fetched(started)
+        columns = [
+            map(_to_torch(leaf), array.reshape(count, batch_size, *leaf.shape))
+            for leaf, array in zip(self._leaves, out, strict=True)
+        ]
+        return map(self._assemble, zip(*columns, strict=True))
+
+    def _rows(self, leaf: Leaf, rows: int) -> Array:
+        size_bytes = rows * leaf.size_bytes
+        if size_bytes < SMALL_LEAF_BYTES:
+            return np.empty((rows, *leaf.shape), leaf.carrier)
+        raw = self._pool.lend(size_bytes)[:size_bytes]
+        return raw.view(leaf.carrier).reshape(rows, *leaf.shape)
+
+
+def assembler(spec: Any) -> Assemble:
+    """Return the function that puts the leaves of one batch, in order, into ``spec``'s shape."""
+    if isinstance(spec, Leaf):
+        return _only
+    inner = list(spec.values()) if isinstance(spec, dict) else list(spec)
+    if all(isinstance(part, Leaf) for part in inner):
+        if isinstance(spec, dict):
+            keys = list(spec)
+            return lambda tensors: dict(zip(keys, tensors, strict=True))
+        return (lambda tensors: type(spec)(*tensors)) if is_namedtuple(spec) else list
+    return lambda tensors: _refill(spec, iter(tensors))
+
+
+def _only(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    (tensor,) = tensors
+    return tensor
+
+
+def _refill(spec: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    if isinstance(spec, Leaf):
+        return next(tensors)
+    if isinstance(spec, dict):
+        return {key: _refill(part, tensors) for key, part in spec.items()}
+    parts = [_refill(part, tensors) for part in spec]
+    return type(spec)(*parts) if is_namedtuple(spec) else parts
+
+
+def _to_torch(leaf: Leaf) -> Callable[[Array], torch.Tensor]:
+    if leaf.dtype in NUMPY_DTYPES:
+        return torch.from_numpy
+    return lambda array: torch.from_numpy(array).view(leaf.dtype)

@@ -1,0 +1,45 @@
+"""The messages of the engine. A batch is a pure function of its task."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Task(NamedTuple):
+    """One batch to make: which samples, and the seed of the generators they may draw from.
+
+    ``indices`` is a list of dataset indices, one index where batching is off, or None for an
+    iterable dataset. ``seed`` is a function of (base seed, epoch, step).
+    """
+
+    epoch: int
+    step: int
+    indices: Any
+    seed: int
+
+
+class Done(NamedTuple):
+    """A task's batch, and what it took."""
+
+    step: int
+    batch: Any
+    samples: int
+    size_bytes: int
+    fetch_s: float
+
+
+class Failed(NamedTuple):
+    """A task that ended in an exception of user code; ``error`` carries its traceback."""
+
+    step: int
+    error: BaseException
+
+
+class Exhausted(NamedTuple):
+    """An iterable dataset has no more batches; ``worker`` iterated it."""
+
+    step: int
+    worker: int
+
+
+Result = Done | Failed | Exhausted
