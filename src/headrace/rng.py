@@ -141,7 +141,7 @@ class ProcessGenerators:
         for part, state in zip(self._numpy, numpy_state, strict=True):
             part.restore(state)
         self._python.restore(python_state)
-        random._inst.gauss_next  # type: ignore[attr-defined] = gauss_next
+        random._inst.gauss_next = gauss_next  # type: ignore[attr-defined]
 
     def seed(self, seed: int, initial_seed: int) -> None:
         """Seed all three from one task seed.
