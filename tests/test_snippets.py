@@ -127,6 +127,13 @@ def test_command_exists(command):
     assert missing == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_within_the_repository_lead_somewhere(page):
+    """`make docs` checks the pages in docs/; these stand outside."""
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_pages_have_snippets_and_few_are_skipped():
     assert len(PYTHON) >= 5
     assert len([snippet for snippet in PYTHON if snippet.skip is not None]) <= 3
