@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -243,7 +243,7 @@ def _fits(source: object) -> bool:
 
 def _spec(tree: Any) -> Any:
     """Return what the default collation makes of samples that are rows of ``tree``."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: _spec(value) for key, value in tree.items()}
     if is_namedtuple(tree):
         return type(tree)(*(map(_spec, tree)))
@@ -368,8 +368,19 @@ def _gather_subset(dataset: Subset[Any]) -> Gatherer | None:
 def _gather_concat(dataset: ConcatDataset[Any]) -> _Concatenated | None:
     parts = [find_gatherer(part) for part in dataset.datasets]
     known = [p for p in parts if p is not None]
-    same = len(known) == len(parts) and all(p.spec == known[0].spec for p in known)
+    same = len(known) == len(parts) and all(_alike(p.spec, known[0].spec) for p in known)
     return _Concatenated(known) if same else None
+
+
+def _alike(spec: Any, other: Any) -> bool:
+    """Say whether two specs have the same leaves in the same order: ``==`` on dicts does not."""
+    if type(spec) is not type(other):
+        return False
+    if isinstance(spec, dict):
+        return list(spec) == list(other) and _alike([*spec.values()], [*other.values()])
+    if isinstance(spec, Leaf):
+        return bool(spec == other)
+    return len(spec) == len(other) and all(map(_alike, spec, other))
 
 
 def _gather_stack(dataset: StackDataset[Any]) -> _Stacked | None:
