@@ -11,6 +11,7 @@ again when a tensor under it has changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from headrace.tree import NUMPY_DTYPES, is_namedtuple, leaves, size_bytes
 
 BLOCK_BYTES = 1 << 20  # half of a core's cache, and long enough that its set-up does not show
 MAX_BLOCK_BATCHES = 256  # who keeps one batch keeps its block
+_NOTHING: IndexArray = np.empty(0, np.intp)
 
 Assemble: TypeAlias = Callable[[Iterable[torch.Tensor]], Any]
 
@@ -39,31 +41,61 @@ class BlockGather:
         self._pool = pool
         self._counters = counters
         self._sample_bytes = sum(leaf.size_bytes for leaf in self._leaves)
+        self._failed = _NOTHING
 
     def ahead(
         self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
     ) -> Iterator[Any]:
-        """Yield the batches of an order that is drawn in ``chunks``, gathering blocks ahead."""
+        """Return the batches of an order that is drawn in ``chunks``, gathering blocks ahead.
+
+        An exception costs one batch: ``chain`` asks the iterator that raised once more, finds it
+        at its end, and goes on with the next one.
+        """
+        return chain.from_iterable(self._pieces(chunks, batch_size, drop_last))
+
+    def _pieces(
+        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
+    ) -> Iterator[Iterator[Any]]:
+        """Yield an iterator over the batches of each block."""
         block = BLOCK_BYTES // max(1, self._sample_bytes * batch_size)
         block = max(1, min(block, MAX_BLOCK_BATCHES))
         if self._watched is None:
             block = 1
         for indices in whole_batches(chunks, batch_size, drop_last):
             for start in range(0, len(indices), block * batch_size):
-                yield from self._block(indices[start : start + block * batch_size], batch_size)
+                piece = indices[start : start + block * batch_size]
+                if self._all_in_range(piece):
+                    yield self._block(piece, batch_size)
+                    piece, self._failed = self._failed, _NOTHING
+                for first in range(0, len(piece), batch_size):
+                    yield map(self._one, (piece[first : first + batch_size],))
+
+    def _all_in_range(self, indices: IndexArray) -> bool:
+        # A sampler may be torch's own and yet be made for another dataset. Read as unsigned, a
+        # negative index is large: one pass finds both.
+        unsigned = indices.view(f"u{indices.itemsize}") if indices.dtype.kind == "i" else indices
+        return bool(unsigned.max() < len(self._gatherer))
+
+    def _one(self, indices: IndexArray) -> Any:
+        """Return the batch of ``indices``, or raise for it alone."""
+        array = in_range(indices, len(self._gatherer), "the dataset")
+        assert array is not None
+        self._counters.add_batch(len(array), len(array) * self._sample_bytes)
+        return next(self._gather(array, len(array)))
 
     def due(self, indices: Any, otherwise: Callable[[Any], Any]) -> Any:
         """Return the batch of a custom sampler's ``indices``, gathered now.
 
         What are no plain integers (tensors, slices) is left to ``otherwise``.
         """
+        if not isinstance(indices, (list, tuple, range, np.ndarray, torch.Tensor)):
+            indices = list(indices)  # a set, a generator: may be walked once only
         array = in_range(indices, len(self._gatherer), "the dataset")
         if array is None or len(array) == 0:
             batch = otherwise(indices)
             self._counters.add_batch(len(indices), size_bytes(batch))
             return batch
-        self._counters.add_batch(len(array), len(array) * self._sample_bytes)
-        return next(self._gather(array, len(array)))
+        return self._one(array)
 
     def _block(self, indices: IndexArray, batch_size: int) -> Iterator[Any]:
         """Yield the batches of one block; the last one may be shorter."""
@@ -73,7 +105,11 @@ class BlockGather:
         while True:
             version = sum([t._version for t in watched])
             size = min(batch_size, total - done)
-            batches = self._gather(indices[done:] if done else indices, size)
+            try:
+                batches = self._gather(indices[done:] if done else indices, size)
+            except Exception:  # which of the batches it was is found by making them one by one
+                self._failed = indices[done:]
+                return
             counters.set_batch(size, size * self._sample_bytes)
             for batch in batches:
                 counters.batches += 1
