@@ -6,16 +6,17 @@ Every backend uses it, in whichever process it runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import default_collate as torch_default_collate
 from torch.utils.data import default_convert as torch_default_convert
 
-from headrace.collate.stack import default_collate
+from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import CollateError, DatasetStoppedError
@@ -45,7 +46,11 @@ class Recipe:
     @property
     def quiet(self) -> bool:
         """Whether no user code can run, so that there is nothing to seed."""
-        return type(self.dataset) in _QUIET_DATASETS and self.collate in _QUIET_COLLATES
+        return (
+            type(self.dataset) in _QUIET_DATASETS
+            and self.collate in _QUIET_COLLATES
+            and is_default(default_collate)  # not with functions of the user's in torch's table
+        )
 
 
 class Fetcher:
@@ -100,6 +105,8 @@ class Fetcher:
     def _indexed(self, indices: Any) -> tuple[Any, int]:
         if not self._recipe.auto_collation:
             return self._collated(self._sample(indices), None), 1
+        if not isinstance(indices, Sized):
+            indices = list(indices)  # a generator of the batch sampler's: it can be walked once
         return self._collated(self._samples(indices), indices), len(indices)
 
     def _stopped(self, error: StopIteration) -> DatasetStoppedError:
@@ -109,6 +116,8 @@ class Fetcher:
             f"exist."
         )
         stopped.__cause__ = error
+        for note in getattr(error, "__notes__", ()):
+            stopped.add_note(note)
         return stopped
 
     def _sample(self, index: Any) -> Any:
@@ -118,7 +127,7 @@ class Fetcher:
             _add_note(error, f"while fetching dataset index {index!r}")
             raise
 
-    def _samples(self, indices: Sequence[Any]) -> Any:
+    def _samples(self, indices: Collection[Any]) -> Any:
         dataset = self._recipe.dataset
         many = getattr(dataset, "__getitems__", None)
         if many:
@@ -132,17 +141,18 @@ class Fetcher:
             for index in indices:
                 samples.append(dataset[index])
         except Exception as error:
-            if len(samples) < len(indices):
-                _add_note(error, f"while fetching dataset index {indices[len(samples)]!r}")
+            for index in islice(indices, len(samples), len(samples) + 1):
+                _add_note(error, f"while fetching dataset index {index!r}")
             raise
         return samples
 
-    def _collated(self, samples: Any, indices: Sequence[Any] | None) -> Any:
+    def _collated(self, samples: Any, indices: Collection[Any] | None) -> Any:
         try:
             return self._collate(samples)
         except CollateError as error:
             if indices is not None and all(p < len(indices) for p in error.positions):
-                error.indices = tuple(indices[p] for p in error.positions)
+                places = list(indices)
+                error.indices = tuple(places[p] for p in error.positions)
             raise
         except Exception as error:
             if indices is not None:
@@ -156,20 +166,22 @@ class Fetcher:
         assert self._iterator is not None
         size = self._recipe.batch_size
         samples: list[Any] = []
-        for sample in self._iterator:
+        while len(samples) != size:
+            try:  # next(), not for: an iterator without __iter__ is enough for torch
+                sample = next(self._iterator)
+            except StopIteration:
+                self._ended = True
+                break
             if size is None:
                 return self._collated(sample, None), 1
             samples.append(sample)
-            if len(samples) == size:
-                return self._collated(samples, None), size
-        self._ended = True
-        if not samples or self._recipe.drop_last:
+        if not samples or (self._ended and self._recipe.drop_last):
             return None
         return self._collated(samples, None), len(samples)
 
 
-def _shorten(indices: Sequence[Any]) -> str:
-    shown = ", ".join(map(repr, indices[:8]))
+def _shorten(indices: Collection[Any]) -> str:
+    shown = ", ".join(map(repr, islice(indices, 8)))
     return f"[{shown}, ... {len(indices)} in all]" if len(indices) > 8 else f"[{shown}]"
 
 
