@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -110,7 +111,8 @@ def _numpy_gauss() -> _RawState | None:
 def _numpy_state() -> tuple[_RawState | _PublicState, ...]:
     key, gauss = _numpy_key(), _numpy_gauss()
     if key is None or gauss is None:
-        return (_PublicState(np.random.get_state, np.random.set_state),)
+        # legacy=True would warn of every bit generator but the Mersenne Twister
+        return (_PublicState(partial(np.random.get_state, legacy=False), np.random.set_state),)
     return (key, gauss)
 
 
