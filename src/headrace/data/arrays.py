@@ -38,6 +38,7 @@ class ArrayDataset(Dataset[Any]):
     def __init__(self, arrays: Arrays, *more: Array) -> None:
         self.arrays = _tree((arrays, *more) if more else arrays)
         self._paths: Paths | None = None
+        self._mmap_mode: MapMode = "r"
         sources = _leaves(self.arrays)
         for name, array in sources.items():
             _check(name, array)
@@ -49,7 +50,7 @@ class ArrayDataset(Dataset[Any]):
                 f"Cut them to one length: ArrayDataset(x[:n], y[:n])."
             )
         self._length = next(iter(lengths.values()))
-        self._files = [a for a in sources.values() if memory_file(a) is not None]
+        self._files = _in_files(self.arrays)
 
     @classmethod
     def from_npy(cls, paths: Paths, *more: Path, mmap_mode: MapMode = "r") -> ArrayDataset:
@@ -63,13 +64,9 @@ class ArrayDataset(Dataset[Any]):
         Pickling the dataset (for worker processes that are spawned) pickles the paths.
         """
         named: Any = (paths, *more) if more else paths
-        if isinstance(named, Mapping):
-            dataset = cls({k: _open(p, mmap_mode) for k, p in named.items()})
-        elif isinstance(named, (str, os.PathLike)):
-            dataset = cls(_open(named, mmap_mode))
-        else:
-            dataset = cls(tuple(_open(p, mmap_mode) for p in named))
+        dataset = cls(_open_all(named, mmap_mode))
         dataset._paths = named
+        dataset._mmap_mode = mmap_mode
         return dataset
 
     def __len__(self) -> int:
@@ -90,17 +87,28 @@ class ArrayDataset(Dataset[Any]):
         """Join the gather protocol."""
         return columns(self.arrays)
 
-    def __reduce__(self) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths of opened files, not what they hold."""
+        state = {k: v for k, v in self.__dict__.items() if k != "_files"}
         if self._paths is not None:
-            return type(self).from_npy, (self._paths,)
-        return type(self), (self.arrays,)
+            del state["arrays"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._paths is not None:
+            self.arrays = _tree(_open_all(self._paths, self._mmap_mode))
+        self._files = _in_files(self.arrays)
 
 
 def _tree(arrays: Any) -> Any:
     if isinstance(arrays, Mapping):
         return dict(arrays)
     return tuple(arrays) if isinstance(arrays, (tuple, list)) else arrays
+
+
+def _in_files(arrays: Any) -> list[Array]:
+    return [a for a in _leaves(arrays).values() if memory_file(a) is not None]
 
 
 def _leaves(arrays: Any) -> dict[str, Any]:
@@ -130,11 +138,19 @@ def _check(name: str, array: Any) -> None:
         )
 
 
+def _open_all(paths: Any, mmap_mode: MapMode) -> Any:
+    if isinstance(paths, Mapping):
+        return {key: _open(path, mmap_mode) for key, path in paths.items()}
+    if isinstance(paths, (str, os.PathLike)):
+        return _open(paths, mmap_mode)
+    return tuple(_open(path, mmap_mode) for path in paths)
+
+
 def _open(path: Path, mmap_mode: MapMode) -> Array:
     try:
-        array: Array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "Object" in str(error) or "object" in str(error):
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        if _is_npy(path) and "object" in str(error).lower():
             raise ArrayTypeError(
                 f"{os.fspath(path)} holds Python objects, which would have to be unpickled. "
                 f"Save a numeric array: np.save(path, x.astype(np.float32))."
@@ -143,4 +159,15 @@ def _open(path: Path, mmap_mode: MapMode) -> Array:
             f"{os.fspath(path)} is no .npy file that can be read ({error}). "
             f"Write it again: np.save(path, array)."
         ) from error
+    if not isinstance(array, np.ndarray):  # an .npz archive
+        array.close()
+        raise ArrayTypeError(
+            f"{os.fspath(path)} is an archive of arrays, which cannot be mapped. Save each as "
+            f".npy, or read it whole: ArrayDataset(dict(np.load(path)))."
+        )
     return array
+
+
+def _is_npy(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6) == b"\x93NUMPY"
