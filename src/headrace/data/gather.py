@@ -144,12 +144,14 @@ def memory_file(array: Array, *, check: bool = False) -> mmap.mmap | None:
         TruncatedFileError: with ``check``, when the file has become shorter than the array: to
             read past its end is a bus error that ends the interpreter, not an exception.
     """
-    file = getattr(array, "_mmap", None)
-    if not isinstance(file, mmap.mmap):
-        return None
+    owner: Any = array  # np.asarray(memmap) is a plain array, whose base is the memmap
+    while not isinstance(file := getattr(owner, "_mmap", None), mmap.mmap):
+        owner = owner.base
+        if not isinstance(owner, np.ndarray):
+            return None
     if check and file.size() < (end := _end_in_file(array)):
         raise TruncatedFileError(
-            f"a memory-mapped array ends at byte {end:,}, but {array.filename or 'its file'} has "  # type: ignore[attr-defined]
+            f"a memory-mapped array ends at byte {end:,}, but {owner.filename or 'its file'} has "
             f"only {file.size():,} bytes left: it was truncated after it was opened. "
             f"Write the file again and reopen it with ArrayDataset.from_npy(path)."
         )
