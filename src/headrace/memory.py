@@ -38,7 +38,9 @@ def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> tor
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     lender = _current.lender
-    return torch.empty(sizes, dtype=dtype) if lender is None else lender.empty(sizes, dtype)
+    if lender is None:
+        return torch.empty(sizes, dtype=dtype, device="cpu")
+    return lender.empty(sizes, dtype)
 
 
 @contextmanager

@@ -195,7 +195,8 @@ def _stack_arrays(batch: Sequence[Any]) -> torch.Tensor:
     alike = dtype is not None and all(
         type(array) is np.ndarray and array.dtype == first.dtype for array in batch
     )
-    if not alike:
+    # torch.as_tensor, which torch's collation calls, goes to the default device.
+    if not alike or torch.get_default_device().type != "cpu":
         return _stack_tensors([torch.as_tensor(array) for array in batch])
     shape = first.shape
     for position, array in enumerate(batch):

@@ -231,7 +231,9 @@ def columns(tree: Any) -> Columns | None:
 def _fits(source: object) -> bool:
     if isinstance(source, np.ndarray):
         native = source.dtype in TORCH_DTYPES and source.dtype.isnative
-        return native and source.ndim > 0 and type(source) in (np.ndarray, np.memmap)
+        plain = type(source) in (np.ndarray, np.memmap)
+        # Arrays become tensors on the default device, as in torch.
+        return native and plain and source.ndim > 0 and torch.get_default_device().type == "cpu"
     return (
         type(source) is torch.Tensor
         and source.ndim > 0
