@@ -33,7 +33,7 @@ class Order:
             if exact is not None:
                 sampler, self.batch_size, self.drop_last = exact
         if sampler is not None:
-            self.chunks = cast("Iterator[IndexArray] | None", index_chunks(sampler))
+            self.chunks = index_chunks(sampler) if not auto_collation else _at_first_batch(sampler)
         if self.chunks is None:
             self._custom = iter(index_sampler)
 
@@ -50,6 +50,18 @@ class Order:
         for indices in whole_batches(chunks, self.batch_size, self.drop_last):
             for start in range(0, len(indices), self.batch_size):
                 yield indices[start : start + self.batch_size].tolist()
+
+
+def _at_first_batch(sampler: Any) -> Iterator[IndexArray]:
+    """Yield a known sampler's order as it is when the first batch is asked for.
+
+    torch's ``BatchSampler`` is a generator: only then does it ask its sampler for an iterator, and
+    a program may call ``set_epoch`` in between.
+    """
+    chunks = index_chunks(sampler)
+    if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
+        chunks = iter([np.array(list(sampler), np.intp)])
+    yield from cast("Iterator[IndexArray]", chunks)
 
 
 def whole_batches(
