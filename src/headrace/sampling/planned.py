@@ -1,0 +1,169 @@
+"""Batch samplers that plan an epoch at once, as arrays: a seed in, all batches out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+
+Indices = npt.NDArray[np.int64]
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """Draw one int64, as torch's `RandomSampler` does, from `generator` or the global one."""
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
+
+
+class PlannedBatchSampler(Sampler[list[int]]):
+    """A batch sampler whose epoch is a pure function of one seed.
+
+    Each `iter()` draws one int64 from `generator`, or from torch's global one, when its first
+    batch is asked for; everything else follows from that seed. So an epoch can be replayed from
+    the generator's state at its start, and any of its batches reached at once. A sampler that
+    does not shuffle draws nothing.
+    """
+
+    generator: torch.Generator | None = None
+    shuffle: bool = True
+
+    @abstractmethod
+    def plan(self, seed: int) -> tuple[Indices, Indices]:
+        """Return the batches of the epoch with this seed.
+
+        Returns:
+            `indices`, int64 of shape (samples,), and `offsets`, int64 of shape (batches + 1,):
+            batch k is `indices[offsets[k]:offsets[k + 1]]`.
+        """
+
+    def draw_seed(self) -> int:
+        """Draw the seed of the next epoch, as `iter()` does first; 0 without shuffle."""
+        return draw_seed(self.generator) if self.shuffle else 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices, offsets = self.plan(self.draw_seed())
+        bounds = offsets.tolist()
+        for k in range(len(bounds) - 1):
+            yield indices[bounds[k] : bounds[k + 1]].tolist()
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Make a private CPU generator for the epoch with this seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def check_size(name: str, value: object) -> int:
+    """Return a positive integer option, or say what it should have been.
+
+    Raises:
+        ValueError: it is not an integer, or below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}. Write {name}=32.")
+    return value
+
+
+def fitting(
+    lengths: Indices, max_tokens: int | None, oversize: str
+) -> tuple[Indices | None, Indices]:
+    """Return which samples fit into a batch of `max_tokens` (None is all), and their lengths.
+
+    Raises:
+        ValueError: one does not, and `oversize` is not "skip".
+    """
+    if oversize not in ("raise", "skip"):
+        raise ValueError(f'oversize must be "raise" or "skip", got {oversize!r}.')
+    if max_tokens is None:
+        if oversize == "skip":
+            raise ValueError('oversize="skip" does nothing without max_tokens=. Leave it out.')
+        return None, lengths
+    fits = lengths <= max_tokens
+    if fits.all():
+        return None, lengths
+    if oversize == "raise":
+        at = int(fits.argmin())
+        raise ValueError(
+            f"sample {at} alone has {lengths[at]:,} tokens, more than max_tokens={max_tokens:,} "
+            f"({int((~fits).sum()):,} samples do). Write max_tokens={int(lengths.max())}, shorten "
+            f'the samples, or leave them out with oversize="skip".'
+        )
+    kept = np.flatnonzero(fits)
+    if len(kept) == 0:
+        raise ValueError(f"every sample has more than max_tokens={max_tokens:,} tokens.")
+    return kept, lengths[kept]
+
+
+def check_ranks(num_replicas: object, rank: object) -> tuple[int, int]:
+    """Return the number of ranks and which one this is.
+
+    Raises:
+        ValueError: `rank` is not in [0, num_replicas).
+    """
+    replicas = check_size("num_replicas", num_replicas)
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < replicas:
+        raise ValueError(
+            f"rank must be an integer from 0 to {replicas - 1} with num_replicas={replicas}, "
+            f"got {rank!r}. Write num_replicas=dist.get_world_size(), rank=dist.get_rank()."
+        )
+    return replicas, rank
+
+
+def check_lengths(lengths: object) -> Indices:
+    """Return sequence lengths as int64 of shape (samples,).
+
+    Raises:
+        ValueError: not one-dimensional, empty, or one is negative.
+        TypeError: not integers.
+    """
+    array = lengths.numpy(force=True) if isinstance(lengths, torch.Tensor) else np.asarray(lengths)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(
+            f"lengths must have one number per sample, got an array of shape {array.shape}. "
+            f"Write lengths=[len(sample) for sample in dataset]."
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"lengths must be integers, got {array.dtype}. "
+            f"Write lengths=np.ceil(lengths).astype(int), in units that are whole."
+        )
+    array = np.ascontiguousarray(array, np.int64)
+    if int(array.min()) < 0:
+        at = int(array.argmin())
+        raise ValueError(f"a length cannot be negative: sample {at} has {array[at]}.")
+    return array
+
+
+def check_labels(labels: object) -> tuple[npt.NDArray[np.generic], Indices]:
+    """Return the distinct labels, sorted, and for each sample which of them it has.
+
+    Raises:
+        ValueError: not one-dimensional, or empty.
+        TypeError: labels that cannot be sorted, as numbers mixed with strings.
+    """
+    array = labels.numpy(force=True) if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(
+            f"labels must have one class per sample, got an array of shape {array.shape}. "
+            f"Write labels=[label for _, label in dataset]."
+        )
+    try:
+        classes, codes = np.unique(array, return_inverse=True)
+    except TypeError as error:
+        raise TypeError(
+            f"labels must be all numbers or all strings: {error}. Write labels=list(map(str, ...))."
+        ) from None
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        at = int(np.isnan(array).argmax())
+        raise ValueError(f"sample {at} has no label (NaN). Leave it out, or give it a class.")
+    return classes, codes.astype(np.int64, copy=False)
+
+
+def spans(starts: Indices, sizes: Indices) -> Indices:
+    """Concatenate the ranges [starts[k], starts[k] + sizes[k])."""
+    ends = np.cumsum(sizes)
+    total = int(ends[-1]) if len(ends) else 0
+    places: Indices = np.arange(total) + np.repeat(starts - (ends - sizes), sizes)
+    return places
