@@ -4,13 +4,15 @@ import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
 import headrace
+from headrace.cli.bench import bench
 from headrace.cli.problems import complain, one_line_errors
+from headrace.cli.values import number_option
 
 app = typer.Typer(
     name="headrace",
@@ -47,17 +49,6 @@ def _sentence(message: str) -> str:
     if bad_value:
         return f"{bad_value[1]} {bad_value[2]}"
     return message[:1].lower() + message[1:].rstrip(".")
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"must be a whole number, not {text!r}") from None
-
-
-def _number(help: str) -> Any:
-    return typer.Option(help=help, metavar="N", parser=_whole_number)
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,10 +88,10 @@ Examples:
 
 @app.command(epilog=_DEMO_EXAMPLES)
 def demo(
-    epochs: Annotated[int, _number("Passes over the training images.")] = 12,
-    batch_size: Annotated[int, _number("Images in a mini-batch.")] = 64,
+    epochs: Annotated[int, number_option("Passes over the training images.")] = 12,
+    batch_size: Annotated[int, number_option("Images in a mini-batch.")] = 64,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, mps.")] = "cpu",
-    seed: Annotated[int, _number("Fixes split, order and first weights.")] = 0,
+    seed: Annotated[int, number_option("Fixes split, order and first weights.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory for the two pictures.")] = Path("."),
 ) -> None:
     """Train a small network on real handwritten digits, in a few seconds.
@@ -112,3 +103,6 @@ def demo(
         from headrace.cli.demo import run_demo
 
         run_demo(epochs=epochs, batch_size=batch_size, device=device, seed=seed, out=out)
+
+
+app.add_typer(bench, name="bench")

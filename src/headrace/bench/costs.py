@@ -1,0 +1,124 @@
+"""What a loader costs: memory and CPU time, of one process or of a tree of them."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torch.utils.data
+from torch.utils.data import TensorDataset
+
+from headrace import DataLoader
+from headrace.bench import watch
+
+_watchers: set[int] = set()
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def tree_cpu_seconds() -> float:
+    """Return the CPU time of this process and of all its descendants, ended or not.
+
+    A forkserver's workers are not our children: their time is found with the server's. A process
+    that watches the memory meanwhile is left out.
+    """
+    import psutil
+
+    total = cpu_seconds()
+    for process in psutil.Process().children(recursive=True):
+        if process.pid in _watchers:
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def beyond_the_data(system: str, samples: int, columns: int, batch_size: int) -> int:
+    """Return the bytes that one shuffled epoch adds to a process that holds the data already.
+
+    ``system`` is "headrace" or anything else for torch's loader. A process of its own is started
+    for it: memory that an earlier measurement has freed would hide what this one takes.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(_epoch_peak, system, samples, columns, batch_size).result()
+
+
+def _epoch_peak(system: str, samples: int, columns: int, batch_size: int) -> int:
+    loader_class = DataLoader if system == "headrace" else torch.utils.data.DataLoader
+    torch.set_num_threads(1)
+    dataset = TensorDataset(torch.rand(samples, columns), torch.arange(samples))
+    loader = loader_class(dataset, batch_size=batch_size, shuffle=True)
+    # Modules and torch's own tables come in with the first use, whatever the loader: use it once
+    # on data so small that no buffer worth counting stays behind.
+    for _ in loader_class(TensorDataset(torch.rand(8, 1)), batch_size=2, shuffle=True):
+        pass
+    before = _reset_peak()
+    for _ in loader:
+        pass
+    return _peak_resident() - before
+
+
+def _reset_peak() -> int:
+    """Make the kernel forget the process's peak; return the bytes resident now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status_bytes("VmRSS")
+
+
+def _peak_resident() -> int:
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+@dataclass(frozen=True)
+class TreePeak:
+    """Proportional set size of a process and all its descendants, in bytes."""
+
+    before: int
+    peak: int
+
+    @property
+    def added_mib(self) -> float:
+        """What came on top, in MiB."""
+        return (self.peak - self.before) / 2**20
+
+
+def tree_peak(work: Callable[[], object]) -> TreePeak:
+    """Run ``work`` and return what this process and its descendants held before and at most.
+
+    Memory that several processes share is counted once, shared out among them. Another process
+    looks at ours every 10 ms, which slows the work a little: time what lasts seconds, or nothing.
+    """
+    watcher = subprocess.Popen(
+        [sys.executable, watch.__file__, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    _watchers.add(watcher.pid)
+    with watcher:
+        assert watcher.stdout is not None, "asked for above"
+        before = int(watcher.stdout.readline())
+        try:
+            work()
+        finally:
+            rest, _ = watcher.communicate()
+            _watchers.discard(watcher.pid)
+    return TreePeak(before, int(rest))

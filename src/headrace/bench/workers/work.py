@@ -1,0 +1,85 @@
+"""What the rows share: a work to load, one epoch of it, its costs."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch.utils.data
+from torch.utils.data import Dataset
+
+from headrace import DataLoader
+from headrace.bench.costs import tree_cpu_seconds, tree_peak
+from headrace.bench.harness import Spread, System, in_turn
+
+OURS = "headrace"
+TORCH = "torch loader"
+LOADERS: dict[str, Callable[..., Any]] = {OURS: DataLoader, TORCH: torch.utils.data.DataLoader}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A dataset, and how many forked workers load it."""
+
+    dataset: Dataset[Any]
+    batch_size: int
+    workers: int
+
+    def loader(self, system: str, **more: Any) -> Any:
+        """Return the loader of ``system`` over this work."""
+        return LOADERS[system](
+            self.dataset,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            multiprocessing_context="fork",
+            **more,
+        )
+
+    @property
+    def ready(self) -> int:
+        """How many batches may be ready when the first has been taken, that one counted."""
+        return 2 * self.workers + 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One epoch of one system: the wait for the first batch, samples a second afterwards."""
+
+    first_s: float
+    rate: float
+    cpu_s: float
+
+
+def run(work: Work, system: str) -> Run:
+    """Load one epoch, from the workers' start to their end."""
+    loader = work.loader(system)
+    cpu, started = tree_cpu_seconds(), time.perf_counter()
+    iterator = iter(loader)
+    batch = next(iterator)
+    first = time.perf_counter()
+    for _ in range(work.ready - 1):
+        batch = next(iterator)
+    warm, count = time.perf_counter(), 0
+    for batch in iterator:  # noqa: B007
+        count += 1
+    seconds = time.perf_counter() - warm
+    # The workers end with the iterator, and their CPU time is whole when they have ended.
+    del batch, iterator, loader
+    gc.collect()
+    return Run(first - started, count * work.batch_size / seconds, tree_cpu_seconds() - cpu)
+
+
+def run_both(work: Work, rounds: int) -> dict[str, list[Run]]:
+    """Run both loaders in turn."""
+    return in_turn({name: partial(run, work, name) for name in LOADERS}, rounds)
+
+
+def system(
+    name: str, figure: Spread, unit: str, runs: list[Run], again: Callable[[], object]
+) -> System:
+    """Return a system with its costs; ``again`` runs it once more, to see its memory."""
+    gc.collect()
+    return System(name, figure, unit, median(run.cpu_s for run in runs), tree_peak(again).added_mib)

@@ -1,0 +1,54 @@
+"""Every bench runs in its quick form, as a command; no test asserts a speed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+ROWS = {"inmemory": 15, "workers": 8}
+
+
+@pytest.fixture(scope="module", params=list(ROWS))
+def bench(request):
+    command = [sys.executable, "-m", "headrace.cli", "bench", request.param, "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    assert done.returncode == 0, done.stderr
+    [report] = json.loads(done.stdout)["reports"]
+    return request.param, report, done.stderr
+
+
+def test_every_row_has_its_figure_target_and_systems(bench):
+    name, report, _ = bench
+    assert report["bench"] == name
+    assert len(report["rows"]) == ROWS[name]
+    for row in report["rows"]:
+        assert row["value"]["low"] <= row["value"]["median"] <= row["value"]["high"]
+        assert row["target"]["kind"] in ("at least", "at most")
+        assert row["reached"] in (True, False)
+        assert row["systems"][0]["name"].startswith("headrace")
+        assert all(system["figure"]["median"] > 0 for system in row["systems"])
+
+
+def test_the_report_says_where_when_and_with_what(bench):
+    _, report, _ = bench
+    assert report["environment"]["torch"]
+    assert report["environment"]["date"]
+    assert report["size"] == {"rounds": 1, "quick": True, "full": False}
+
+
+def test_costs_stand_beside_the_rows(bench):
+    name, report, _ = bench
+    if name == "workers":
+        for row in report["rows"]:
+            for system in row["systems"]:
+                assert system["cpu_s"] is not None
+                assert system["peak_memory_mib"] is not None
+    else:
+        throughput = [row for row in report["rows"] if row["figure"].startswith("throughput")]
+        assert all(s["cpu_s"] is not None for row in throughput for s in row["systems"])
+
+
+def test_progress_goes_to_stderr(bench):
+    _, _, progress = bench
+    assert all(line.startswith("measuring: ") for line in progress.splitlines())
