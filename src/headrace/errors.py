@@ -35,8 +35,8 @@ class CollateError(HeadraceError):
     the places in the dataset. ``path`` is the way to the leaf, outermost key first.
     """
 
-    def __init__(self, problem: str, wanted: str, positions: tuple[int, ...] = ()) -> None:
-        super().__init__(problem, wanted, positions)
+    def __init__(self, problem: str, wanted: str = "", positions: tuple[int, ...] = ()) -> None:
+        super().__init__(problem)
         self.problem = problem
         self.wanted = wanted
         self.positions = positions
@@ -44,6 +44,8 @@ class CollateError(HeadraceError):
         self.indices: tuple[object, ...] = ()
 
     def __str__(self) -> str:
+        if not self.wanted:
+            return self.problem  # rebuilt from a worker: the text is whole already
         where = f" at {format_path(self.path)}" if self.path else ""
         if self.indices:
             which = " and ".join(repr(i) for i in self.indices)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import torch
 import torch.utils.data as torch_data
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
-from headrace.collate.stack import is_default
-from headrace.data.gather import find_gatherer
-from headrace.engine.backends.inline import InlineBackend
-from headrace.engine.fetch import Fetcher, Recipe
-from headrace.engine.gather import BlockGather
+from headrace.engine.fetch import Recipe
 from headrace.engine.lease import Pool
-from headrace.engine.order import Order, Tasks
+from headrace.engine.plan import Engine, Options, worker_context
+from headrace.engine.shared import AVAILABLE, Home
 from headrace.engine.stats import Counters, Statistics
-from headrace.engine.window import Window
 from headrace.errors import OptionError
-from headrace.rng import ProcessGenerators, TaskGenerators, task_seed
 
 _T_co = TypeVar("_T_co", covariant=True)
-_TRANSIENT = ("_pool", "_counters", "_iterator")
+_TRANSIENT = ("_pool", "_home", "_counters", "_iterator")
 
 
 class DataLoader(torch_data.DataLoader[_T_co]):
@@ -56,6 +49,14 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         persistent_workers: keep the workers from epoch to epoch.
         pin_memory_device: deprecated in torch, and handed to it.
         in_order: hand batches out in the order of the sampler, not of completion.
+        backend: ``"process"`` makes batches in ``num_workers`` processes; ``"inline"`` in this
+            process, whatever ``num_workers`` says; ``"auto"`` in processes, but for datasets of
+            columns, which one background thread gathers faster than any process could.
+        worker_restarts: how many workers that die may be replaced in an epoch before it is an
+            error. Their tasks are run again, and make the same batches.
+        rng: ``"task"`` seeds torch, NumPy and ``random`` for each batch from (base seed, epoch,
+            step), so that batches do not depend on the number of workers; ``"torch"`` leaves them
+            as torch does, one stream for each worker.
 
     Raises:
         ValueError: for options that cannot be, at construction, as torch does.
@@ -81,6 +82,9 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        backend: Literal["auto", "process", "inline"] = "auto",
+        worker_restarts: int = 3,
+        rng: Literal["task", "torch"] = "task",
     ) -> None:
         try:
             super().__init__(
@@ -109,60 +113,121 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"{error}. Write DataLoader(dataset, batch_size=32), or batch_size=None for single "
                 f"samples."
             ) from None
-        self._pool = Pool()
+        self.backend = _one_of("backend", backend, ("auto", "process", "inline"))
+        self.rng = _one_of("rng", rng, ("task", "torch"))
+        self.worker_restarts = _count("worker_restarts", worker_restarts)
+        if backend == "process" and not num_workers:
+            raise OptionError(
+                "backend='process' needs worker processes, but num_workers is 0. "
+                "Write DataLoader(..., num_workers=2, backend='process')."
+            )
+        self._pool, self._home = Pool(), Home()
         self._counters = Counters()
 
     def statistics(self) -> Statistics:
         """Return what this loader has done so far: batches, samples, bytes, seconds waited."""
         return self._counters.snapshot()
 
-    def _get_iterator(self) -> Any:
+    def __iter__(self) -> Any:
+        """Begin an epoch."""
         self._counters.epochs += 1
-        if self.num_workers > 0 or isinstance(self.dataset, _DATAPIPES):
+        return super().__iter__()
+
+    def _get_iterator(self) -> Any:
+        if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
             self._counters.path = "torch"
             return super()._get_iterator()
-        if self.timeout:
+        if self.num_workers:
+            self.check_worker_number_rationality()
+        elif self.timeout:
             raise AssertionError(
                 f"timeout={self.timeout} needs workers to wait for. Write DataLoader(..., "
                 f"num_workers=1, timeout={self.timeout}), or leave it out."
             )
         if not self._pool.is_mine():
-            self._pool = Pool()  # inherited by a fork
+            self._pool, self._home = Pool(), Home()  # inherited by a fork
         return LoaderIterator(self)
+
+    @property
+    def _uses_processes(self) -> bool:
+        return self.num_workers > 0 and self.backend != "inline"
+
+    def _options(self) -> Options:
+        """Return what the engine needs to know, as the attributes are now."""
+        iterable = isinstance(self.dataset, IterableDataset)
+        return Options(
+            recipe=Recipe(
+                dataset=self.dataset,
+                collate=self.collate_fn,
+                iterable=iterable,
+                auto_collation=self._auto_collation,
+                batch_size=self.batch_size,
+                drop_last=self.drop_last,
+            ),
+            index_sampler=self._index_sampler,
+            generator=self.generator,
+            num_workers=self.num_workers,
+            context=worker_context(self.multiprocessing_context) if self._uses_processes else None,
+            prefetch_factor=self.prefetch_factor or 0,
+            in_order=self.in_order,
+            timeout_s=self.timeout,
+            init_fn=self.worker_init_fn,
+            backend=self.backend,
+            restarts=self.worker_restarts,
+            own_rng=self.rng == "task",
+            persistent=self.persistent_workers,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _TRANSIENT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _pool=Pool(), _counters=Counters(), _iterator=None)
+        self.__dict__.update(
+            state, _pool=Pool(), _home=Home(), _counters=Counters(), _iterator=None
+        )
 
 
 _DATAPIPES = (torch_data.IterDataPipe, torch_data.MapDataPipe)
 
 
 class LoaderIterator(Generic[_T_co]):
-    """One epoch of a loader."""
+    """One epoch of a loader, or with persistent workers one epoch after the other."""
 
     def __init__(self, loader: DataLoader[_T_co]) -> None:
-        self._workers: list[Any] = []
         self._sampler = loader._index_sampler
         self._device = _pin_device(loader)
+        self._engine = Engine(loader._options(), loader._pool, loader._home, loader._counters)
+        self._workers = self._engine.workers
+        self._begin(loader)
+
+    def _reset(self, loader: DataLoader[_T_co]) -> None:
+        """Begin another epoch with the same workers: what torch calls for persistent ones."""
+        self._engine.next_epoch()
+        self._begin(loader)
+
+    def _begin(self, loader: DataLoader[_T_co]) -> None:
+        self._batches = self._engine.batches
         self._promised = _promised_length(loader)
         self._num_yielded = 0
-        self._batches = _batches(loader)
-        if self._device is None and self._promised is None:
-            # Nothing to do after each batch: hand the inner iterator's batches straight out.
-            self._finish: Callable[[Any], Any] | None = None
-        else:
-            self._finish = self._pin_and_count
+        # Nothing to do after each batch: hand the inner iterator's batches straight out.
+        plain = self._device is None and self._promised is None
+        self._finish: Callable[[Any], Any] | None = None if plain else self._pin_and_count
 
     def __iter__(self) -> Iterator[_T_co]:
         return self
 
     def __next__(self) -> Any:
         """Return the next batch."""
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._engine.end_epoch()
+            raise
         return batch if self._finish is None else self._finish(batch)
+
+    def _shutdown_workers(self) -> None:
+        """End the workers, as other libraries ask torch's iterators to."""
+        self._engine.close()
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -186,51 +251,6 @@ class LoaderIterator(Generic[_T_co]):
         return batch if self._device is None else pin(batch, self._device)  # type: ignore[no-untyped-call]
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Return the batches of one epoch, by the shortest way there is.
-
-    What is drawn from generators here, and when, is what torch draws: first the sampler is asked
-    for its iterator, then the base seed is drawn, and orders are drawn with the first batch.
-    """
-    counters = loader._counters
-    recipe = Recipe(
-        dataset=loader.dataset,
-        collate=loader.collate_fn,
-        iterable=isinstance(loader.dataset, IterableDataset),
-        auto_collation=loader._auto_collation,
-        batch_size=loader.batch_size,
-        drop_last=loader.drop_last,
-    )
-    order = None if recipe.iterable else Order(loader._index_sampler, recipe.auto_collation)
-    base_seed = int(torch.empty((), dtype=torch.int64).random_(generator=loader.generator).item())
-    seeded = None if recipe.quiet else _seeded
-    fetcher = Fetcher(recipe, loader._pool, seeded)
-    fetcher.start(task_seed(base_seed, 0, None))
-
-    gatherable = recipe.auto_collation and not recipe.iterable and is_default(recipe.collate)
-    gatherer = find_gatherer(recipe.dataset) if gatherable else None
-    if gatherer is not None and order is not None:
-        counters.path = "gather"
-        gather = BlockGather(gatherer, loader._pool, counters)
-        if order.chunks is not None:
-            return gather.ahead(order.chunks, order.batch_size, order.drop_last)
-        # map, not a generator: it goes on after a batch that raised.
-        return map(partial(gather.due, otherwise=fetcher.batch_of), order)
-    counters.path = "inline"
-    indices = itertools.repeat(None) if order is None else iter(order)
-    return Window(Tasks(indices, base_seed, 0), InlineBackend(fetcher), counters)
-
-
-_generators: ProcessGenerators | None = None
-
-
-def _seeded(seed: int) -> TaskGenerators:
-    global _generators
-    if _generators is None:
-        _generators = ProcessGenerators()
-    return TaskGenerators(_generators, seed)
-
-
 def _pin_device(loader: DataLoader[Any]) -> str | None:
     """Return the accelerator that ``pin_memory`` is for, with torch's warnings if it is none."""
     if not loader.pin_memory:
@@ -252,6 +272,23 @@ def _pin_device(loader: DataLoader[Any]) -> str | None:
         )
         return None
     return accelerator.type
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise OptionError(
+            f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}. "
+            f"Write DataLoader(..., {name}={allowed[0]!r})."
+        )
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise OptionError(
+            f"{name}={value!r} is no count. Write DataLoader(..., {name}=3), or 0 for none."
+        )
+    return value
 
 
 def _has_accelerator() -> bool:

@@ -122,6 +122,7 @@ class ProcessGenerators:
     def __init__(self) -> None:
         self._python = _python_state()
         self._scratch = torch.Generator()
+        self._users: set[str] = set()
         self._find_numpy()
 
     def _find_numpy(self) -> None:
@@ -151,12 +152,51 @@ class ProcessGenerators:
         ``torch.initial_seed()`` goes on saying ``initial_seed``: people derive other seeds from it,
         and it is the first word of torch's state, apart from the stream.
         """
-        self._scratch.manual_seed(seed)
-        state = self._scratch.get_state()
-        state.numpy()[:8] = np.frombuffer((initial_seed & _MASK64).to_bytes(8, "little"), np.uint8)
-        torch.default_generator.set_state(state)
-        np.random.seed(seed >> 32)  # torch's engine takes the low half of the seed
-        random.seed(seed)
+        if "torch" not in self._users:
+            self._scratch.manual_seed(seed)
+            state = self._scratch.get_state()
+            first = (initial_seed & _MASK64).to_bytes(8, "little")
+            state.numpy()[:8] = np.frombuffer(first, np.uint8)
+            torch.default_generator.set_state(state)
+        if "NumPy" not in self._users:
+            np.random.seed(seed >> 32)  # torch's engine takes the low half of the seed
+        if "random" not in self._users:
+            random.seed(seed)
+
+    def leave_to_user(self, keys_before: tuple[Any, ...], worker_seed: int) -> list[str]:
+        """Stop seeding the generators that user code has seeded since ``keys_before`` was taken.
+
+        PyTorch's documented ``seed_worker`` recipe, which derives NumPy's and Python's seeds from
+        ``torch.initial_seed() % 2**32``, says nothing of its own and is not counted.
+
+        Returns:
+            the names of the generators that are the user's from now on.
+        """
+        derived = worker_seed % 2**32
+        recipe = (None, _numpy_words(np.random.RandomState(derived)), _python_words(derived))
+        for name, before, now, known in zip(
+            _NAMES, keys_before, generator_keys(), recipe, strict=True
+        ):
+            if now not in (before, known):
+                self._users.add(name)
+        return [name for name in _NAMES if name in self._users]
+
+
+_NAMES = ("torch", "NumPy", "random")
+
+
+def generator_keys() -> tuple[Any, ...]:
+    """Return what tells how each global generator was seeded; drawing a few numbers keeps it."""
+    numpy_words = _numpy_words(np.random.mtrand._rand)
+    return torch.initial_seed(), numpy_words, random.getstate()[1][:-1]
+
+
+def _numpy_words(state: np.random.RandomState) -> bytes:
+    return bytes(memoryview(np.asarray(state.get_state(legacy=False)["state"]["key"])))
+
+
+def _python_words(seed: int) -> tuple[int, ...]:
+    return random.Random(seed).getstate()[1][:-1]
 
 
 class TaskGenerators:

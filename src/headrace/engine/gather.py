@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -30,16 +30,26 @@ _NOTHING: IndexArray = np.empty(0, np.intp)
 Assemble: TypeAlias = Callable[[Iterable[torch.Tensor]], Any]
 
 
+class Block(NamedTuple):
+    """Gathered batches, and the version of the columns that they were gathered from."""
+
+    batches: Iterator[Any]
+    size: int
+    version: int
+    seconds: float
+
+
 class BlockGather:
     """Gathers index arrays into leased blocks and cuts them into batches."""
 
     def __init__(self, gatherer: Gatherer, pool: Pool, counters: Counters) -> None:
+        self.counters = counters
         self._gatherer = gatherer
         self._leaves: list[Leaf] = leaves(gatherer.spec)
-        self._watched = gatherer.watched
+        self._watched = gatherer.watched or ()
+        self._only_when_due = gatherer.watched is None
         self._assemble = assembler(gatherer.spec)
         self._pool = pool
-        self._counters = counters
         self._sample_bytes = sum(leaf.size_bytes for leaf in self._leaves)
         self._failed = _NOTHING
 
@@ -51,37 +61,78 @@ class BlockGather:
         An exception costs one batch: ``chain`` asks the iterator that raised once more, finds it
         at its end, and goes on with the next one.
         """
-        return chain.from_iterable(self._pieces(chunks, batch_size, drop_last))
+        return chain.from_iterable(self._in_turn(chunks, batch_size, drop_last))
 
-    def _pieces(
+    def _in_turn(
         self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
     ) -> Iterator[Iterator[Any]]:
-        """Yield an iterator over the batches of each block."""
+        for piece in self.pieces(chunks, batch_size, drop_last):
+            block = self.make_block(piece, batch_size)
+            if block is not None:
+                self.counters.wait_s += block.seconds
+            yield from self.hand_out(block, piece, batch_size)
+
+    def pieces(
+        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
+    ) -> Iterator[IndexArray]:
+        """Yield the order in pieces of one block each."""
         block = BLOCK_BYTES // max(1, self._sample_bytes * batch_size)
         block = max(1, min(block, MAX_BLOCK_BATCHES))
-        if self._watched is None:
+        if self._only_when_due:
             block = 1
         for indices in whole_batches(chunks, batch_size, drop_last):
             for start in range(0, len(indices), block * batch_size):
-                piece = indices[start : start + block * batch_size]
-                if self._all_in_range(piece):
-                    yield self._block(piece, batch_size)
-                    piece, self._failed = self._failed, _NOTHING
-                for first in range(0, len(piece), batch_size):
-                    yield map(self._one, (piece[first : first + batch_size],))
+                yield indices[start : start + block * batch_size]
 
-    def _all_in_range(self, indices: IndexArray) -> bool:
-        # A sampler may be torch's own and yet be made for another dataset. Read as unsigned, a
-        # negative index is large: one pass finds both.
-        unsigned = indices.view(f"u{indices.itemsize}") if indices.dtype.kind == "i" else indices
-        return bool(unsigned.max() < len(self._gatherer))
+    def make_block(self, indices: IndexArray, batch_size: int) -> Block | None:
+        """Gather whole batches at the front of ``indices``; None where that raises.
 
-    def _one(self, indices: IndexArray) -> Any:
-        """Return the batch of ``indices``, or raise for it alone."""
-        array = in_range(indices, len(self._gatherer), "the dataset")
-        assert array is not None
-        self._counters.add_batch(len(array), len(array) * self._sample_bytes)
-        return next(self._gather(array, len(array)))
+        Which of the batches raises is then found by making them one by one.
+        """
+        try:
+            return self._gather(indices, min(batch_size, len(indices)))
+        except Exception:
+            return None
+
+    def hand_out(
+        self, block: Block | None, indices: IndexArray, batch_size: int
+    ) -> Iterator[Iterator[Any]]:
+        """Yield iterators over the batches of ``indices``, whose first ones stand in ``block``."""
+        failed = indices
+        if block is not None:
+            yield self._batches(block, indices, batch_size)
+            failed, self._failed = self._failed, _NOTHING
+        for first in range(0, len(failed), batch_size):
+            yield map(self._one, (failed[first : first + batch_size],))
+
+    def _batches(self, block: Block, indices: IndexArray, batch_size: int) -> Iterator[Any]:
+        """Yield the batches of a block, gathering again what a change of the columns overtook."""
+        counters = self.counters
+        watched = self._watched
+        done = 0
+        while True:
+            batches, size, version, seconds = block
+            counters.fetch_s += seconds
+            counters.set_batch(size, size * self._sample_bytes)
+            if version == self._version():
+                for batch in batches:
+                    counters.batches += 1
+                    done += size
+                    yield batch
+                    # 56 ns a tensor; a generator or sum() here would cost as much as the batch.
+                    now = 0
+                    for tensor in watched:
+                        now += tensor._version
+                    if now != version:
+                        break
+            if done >= len(indices):
+                return
+            again = self.make_block(indices[done:], batch_size)
+            if again is None:
+                self._failed = indices[done:]
+                return
+            counters.wait_s += again.seconds
+            block = again
 
     def due(self, indices: Any, otherwise: Callable[[Any], Any]) -> Any:
         """Return the batch of a custom sampler's ``indices``, gathered now.
@@ -93,50 +144,45 @@ class BlockGather:
         array = in_range(indices, len(self._gatherer), "the dataset")
         if array is None or len(array) == 0:
             batch = otherwise(indices)
-            self._counters.add_batch(len(indices), size_bytes(batch))
+            self.counters.add_batch(len(indices), size_bytes(batch))
             return batch
         return self._one(array)
 
-    def _block(self, indices: IndexArray, batch_size: int) -> Iterator[Any]:
-        """Yield the batches of one block; the last one may be shorter."""
-        counters = self._counters
-        watched = self._watched or ()
-        done, total = 0, len(indices)
-        while True:
-            version = sum([t._version for t in watched])
-            size = min(batch_size, total - done)
-            try:
-                batches = self._gather(indices[done:] if done else indices, size)
-            except Exception:  # which of the batches it was is found by making them one by one
-                self._failed = indices[done:]
-                return
-            counters.set_batch(size, size * self._sample_bytes)
-            for batch in batches:
-                counters.batches += 1
-                done += size
-                yield batch
-                # 56 ns a tensor; a generator or sum() here would cost as much as the batch.
-                now = 0
-                for tensor in watched:
-                    now += tensor._version
-                if now != version:
-                    break
-            if done >= total:
-                return
+    def _one(self, indices: IndexArray) -> Any:
+        """Return the batch of ``indices``, or raise for it alone."""
+        array = in_range(indices, len(self._gatherer), "the dataset")
+        assert array is not None
+        block = self._gather(array, len(array))
+        self.counters.fetch_s += block.seconds
+        self.counters.wait_s += block.seconds
+        self.counters.add_batch(len(array), len(array) * self._sample_bytes)
+        return next(block.batches)
 
-    def _gather(self, indices: IndexArray, batch_size: int) -> Iterator[Any]:
+    def _version(self) -> int:
+        return sum([tensor._version for tensor in self._watched])
+
+    def _gather(self, indices: IndexArray, batch_size: int) -> Block:
         """Return the whole batches at the front of ``indices``, gathered at once."""
+        started = self.counters.clock()
+        version = self._version()
         count = len(indices) // batch_size
         rows = count * batch_size
-        started = self._counters.clock()
+        if not self._all_in_range(indices):  # raises, or some count from the end
+            indices = cast("IndexArray", in_range(indices, len(self._gatherer), "the dataset"))
         out = [self._rows(leaf, rows) for leaf in self._leaves]
         self._gatherer.gather(indices[:rows], out)
-        self._counters.fetched(started)
         columns = [
             map(_to_torch(leaf), array.reshape(count, batch_size, *leaf.shape))
             for leaf, array in zip(self._leaves, out, strict=True)
         ]
-        return map(self._assemble, zip(*columns, strict=True))
+        batches = map(self._assemble, zip(*columns, strict=True))
+        return Block(batches, batch_size, version, self.counters.clock() - started)
+
+    def _all_in_range(self, indices: IndexArray) -> bool:
+        # A sampler may be torch's own and yet be made for another dataset. Read as unsigned, a
+        # negative index is large: one pass finds both.
+        unsigned = indices.view(f"u{indices.itemsize}") if indices.dtype.kind == "i" else indices
+        return bool(unsigned.max() < len(self._gatherer))
 
     def _rows(self, leaf: Leaf, rows: int) -> Array:
         size_bytes = rows * leaf.size_bytes

@@ -2,7 +2,7 @@
 
 The chain of references is the whole mechanism, there is nothing for a user to remember::
 
-    tensor -> NumPy slice -> token -> memoryview -> Memory -> loan (a weak reference to token)
+    tensor -> NumPy slice -> token -> Memory -> loan (a weak reference to token)
 
 The *token* is a NumPy array made for one loan. Every slice of it, at any depth, keeps it alive,
 because NumPy's ``base`` ends at an array whose own base is not an array. When it dies, the loan's
@@ -31,20 +31,48 @@ SMALL_LEAF_BYTES = 64 << 10  # below this malloc serves from warm memory, and no
 _IDLE_LENDS = 64  # memory that was not wanted for so many loans is released
 
 
-class Memory(mmap.mmap):
-    """One buffer. It knows the loan that is out on it, and the pool it belongs to."""
+class Memory:
+    """One buffer: an address range, the loan that is out on it, and the pool it belongs to.
 
-    loan: _Loan | None
-    pool: weakref.ref[Pool]  # weak: a pool that nobody uses must not wait for the cycle collector
-    last_lend: int
+    NumPy arrays are made over it by ``__array_interface__``, so their ``base`` is this object.
+    """
+
+    __slots__ = ("__array_interface__", "_keeper", "forks", "key", "last_lend", "loan", "pool")
+    __array_interface__: dict[str, Any]
+
+    def __init__(self, address: int, size_bytes: int, keeper: object) -> None:
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+        self._keeper = keeper  # unmaps when it dies
+        self.loan: _Loan | None = None
+        # Weak: a pool that nobody uses must not wait for the cycle collector.
+        self.pool: weakref.ref[Any] | None = None
+        self.last_lend = 0
+        self.key: Any = None  # what the other side of a shared buffer calls it
+        self.forks = 0
+
+    def __len__(self) -> int:
+        size: int = self.__array_interface__["shape"][0]
+        return size
+
+    @property
+    def address(self) -> int:
+        """Return where the buffer begins in this process."""
+        address: int = self.__array_interface__["data"][0]
+        return address
 
     @classmethod
     def private(cls, size_bytes: int) -> Memory:
         """Return fresh memory of this process alone."""
-        memory = cls(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)  # one fault for 512 pages
-        return memory
+            pages.madvise(mmap.MADV_HUGEPAGE)  # one fault for 512 pages
+        view = np.frombuffer(pages, np.uint8)
+        return cls(view.__array_interface__["data"][0], size_bytes, view)
 
 
 class _Loan(weakref.ref[np.ndarray]):
@@ -58,7 +86,7 @@ def _give_back(loan: weakref.ref[Any]) -> None:
     assert isinstance(loan, _Loan)
     memory = loan.memory
     memory.loan = None  # ends the circle memory -> loan -> memory
-    pool = memory.pool()
+    pool = None if memory.pool is None else memory.pool()
     if pool is not None:
         pool.take_back(memory)
 
@@ -68,6 +96,8 @@ class Pool:
 
     ``created`` counts the buffers ever made: it stands still while batches are let go.
     """
+
+    small_bytes = SMALL_LEAF_BYTES
 
     def __init__(self) -> None:
         self.created = 0
@@ -92,7 +122,7 @@ class Pool:
         """Return an uninitialised tensor with a storage of its own, on a lease if it is large."""
         count = math.prod(shape)
         size_bytes = count * dtype.itemsize
-        if size_bytes < SMALL_LEAF_BYTES:
+        if size_bytes < self.small_bytes:
             return torch.empty(tuple(shape), dtype=dtype)
         return as_tensor(self.lend(size_bytes)[:size_bytes], shape, dtype)
 
@@ -132,12 +162,15 @@ class Pool:
     def _release_idle(self) -> None:
         for free in self._free.values():
             while free and free[0].last_lend < self._lends - _IDLE_LENDS:
-                free.popleft()
+                self.release(free.popleft())
+
+    def release(self, memory: Memory) -> None:
+        """Let go of a buffer that was not wanted for long."""
 
 
 def make_token(memory: Memory) -> np.ndarray:
     """Return the array whose death ends the loan of ``memory``."""
-    token = np.frombuffer(memory, np.uint8)
+    token = np.asarray(memory)
     loan = _Loan(token, _give_back)
     loan.memory = memory
     memory.loan = loan

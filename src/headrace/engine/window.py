@@ -1,23 +1,60 @@
-"""What is in flight, in which order it leaves, and what failure does."""
+"""What is in flight, in which order it leaves, and what failure does: once for all backends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from headrace.engine.backends.base import Backend
+from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.stats import Counters
-from headrace.engine.task import Done, Exhausted, Failed, Task
+from headrace.engine.task import Done, Exhausted, Failed, Result, Task
+from headrace.errors import WorkerDiedError, WorkerTimeoutError
+
+# A task that has not been started behind one that runs for longer may move to an idle worker.
+SLOW_S = 0.2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How far the window looks ahead, and what it does when things go wrong.
+
+    ``depth`` is the number of tasks in flight or waiting to be handed out; ``eager`` submits them
+    before they are asked for. ``movable`` says that a batch does not depend on its worker.
+    """
+
+    depth: int = 1
+    eager: bool = False
+    in_order: bool = True
+    iterable: bool = False
+    movable: bool = False
+    timeout_s: float = 0
+    restarts: int = 0
 
 
 class Window:
     """Hands out the batches of a stream of tasks."""
 
-    def __init__(self, tasks: Iterator[Task], backend: Backend, counters: Counters) -> None:
+    def __init__(
+        self, tasks: Iterator[Task], backend: Backend, counters: Counters, policy: Policy
+    ) -> None:
         self._tasks = tasks
         self._backend = backend
         self._counters = counters
-        self._in_flight = 0
+        self._policy = policy
+        self._due: deque[Hashable] = deque()  # steps, in the order they leave
+        self._ready: dict[Hashable, Result] = {}
+        self._given: list[deque[Task]] = [deque() for _ in range(backend.workers)]
+        self._since = [0.0] * backend.workers  # when the head of each worker's tasks was begun
+        self._active = list(range(backend.workers))
+        self._turn = 0
+        self._done: list[list[Task]] = [[] for _ in range(backend.workers)]  # for replay
+        self._restarts = 0
+        self._failed_samplings = 0
+        self._broken: WorkerDiedError | None = None
+        if policy.eager:
+            self._top_up(policy.depth)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -25,13 +62,13 @@ class Window:
     def __next__(self) -> Any:
         """Return the next batch, or raise what user code raised while making it."""
         started = self._counters.clock()
-        self._top_up()
-        if not self._in_flight:
-            raise StopIteration
-        result = self._backend.get()
-        self._in_flight -= 1
-        if isinstance(result, Exhausted):
-            raise StopIteration
+        if self._broken is not None:
+            raise self._broken
+        if not self._policy.eager:
+            self._top_up(self._policy.depth)
+        result = self._next_result(started)
+        if self._policy.eager:
+            self._top_up(self._policy.depth)
         self._counters.wait_s += self._counters.clock() - started
         if isinstance(result, Failed):
             error = result.error
@@ -40,21 +77,196 @@ class Window:
                 raise error
             finally:
                 del error  # the traceback holds this frame: no circle through it
-        return self._hand_out(result)
+        self._counters.fetch_s += result.fetch_s
+        self._counters.add_batch(result.samples, result.size_bytes)
+        return result.batch
 
-    def _top_up(self) -> None:
-        while self._in_flight < self._backend.depth:
-            task = next(self._tasks, None)
-            if task is None:
+    def _next_result(self, started: float) -> Done | Failed:
+        """Wait for the result that leaves next; StopIteration when there is none to come."""
+        while True:
+            result = self._take_ready()
+            if isinstance(result, (Done, Failed)):
+                return result
+            if result is None and not self._due:
+                raise StopIteration
+            if result is None:
+                self._wait(started)
+            else:  # an iterable dataset ended in one worker: others may have room now
+                self._top_up(self._policy.depth)
+
+    def _take_ready(self) -> Result | None:
+        if not self._ready:
+            return None
+        if self._policy.in_order:
+            if self._due[0] not in self._ready:
+                return None
+            return self._ready.pop(self._due.popleft())
+        step = next(iter(self._ready))
+        self._due.remove(step)
+        return self._ready.pop(step)
+
+    # Submission
+
+    def _top_up(self, depth: int) -> None:
+        while len(self._due) < depth and self._active:
+            if not self._submit_next(self._next_worker()):
                 return
-            self._backend.submit(task)
-            self._in_flight += 1
 
-    def _hand_out(self, done: Done) -> Any:
-        self._counters.fetch_s += done.fetch_s
-        self._counters.add_batch(done.samples, done.size_bytes)
-        return done.batch
+    def _submit_next(self, worker: int) -> bool:
+        """Ask the sampler for a task and give it to ``worker``; say whether there was one."""
+        try:
+            task = next(self._tasks, None)
+        except Exception as error:  # the sampler's own: it leaves in its turn
+            self._failed_samplings += 1
+            key = ("sampler", self._failed_samplings)
+            self._due.append(key)
+            self._ready[key] = Failed(-1, error)
+            return False
+        if task is None:
+            return False
+        self._turn = (self._turn + 1) % len(self._active)
+        self._due.append(task.step)
+        self._give(worker, task)
+        return True
+
+    def _next_worker(self) -> int:
+        """Return whose turn it is: round and round, or whoever has least to do."""
+        worker = self._active[self._turn]
+        if self._policy.in_order:
+            return worker
+        turns = self._active[self._turn :] + self._active[: self._turn]
+        return min(turns, key=lambda w: len(self._given[w]))
+
+    def _give(self, worker: int, task: Task) -> None:
+        if not self._given[worker]:
+            self._since[worker] = self._counters.clock()
+        self._given[worker].append(task)
+        self._backend.submit(worker, task)
+
+    # Arrival
+
+    def _wait(self, started: float) -> None:
+        """Let one thing happen: a result, a death, a move, or the timeout."""
+        limit = self._policy.timeout_s
+        left = started + limit - self._counters.clock() if limit else None
+        if left is not None and left <= 0:
+            raise self._timed_out()
+        patience = self._patience()
+        waits = [s for s in (left, patience) if s is not None]
+        event = self._backend.get(min(waits) if waits else None)
+        if isinstance(event, Finished):
+            self._arrived(event)
+        elif isinstance(event, Died):
+            self._restart(event)
+        elif patience is not None:
+            self._relieve()
+
+    def _arrived(self, event: Finished) -> None:
+        worker, result = event
+        task = self._given[worker].popleft()
+        self._since[worker] = self._counters.clock()
+        self._ready[task.step] = result
+        if self._policy.iterable:
+            self._done[worker].append(task)
+        if isinstance(result, Exhausted) and worker in self._active:
+            place = self._active.index(worker)
+            self._active.remove(worker)
+            if place < self._turn:
+                self._turn -= 1
+            self._turn = self._turn % len(self._active) if self._active else 0
+
+    # Slow tasks
+
+    def _patience(self) -> float | None:
+        """Return how long to wait before work is moved, None where nothing can be."""
+        if not self._policy.movable or self._backend.workers < 2:
+            return None
+        idle = [w for w in self._active if not self._given[w]]
+        busy = [w for w in self._active if self._given[w]]
+        if not idle or not busy:
+            return None
+        slowest = min(self._since[w] for w in busy)
+        return max(0.0, slowest + SLOW_S - self._counters.clock())
+
+    def _relieve(self) -> None:
+        """Give idle workers what waits behind a slow task, and look further ahead for them."""
+        now = self._counters.clock()
+        slow = [w for w in self._active if self._given[w] and now - self._since[w] >= SLOW_S]
+        idle = [w for w in self._active if not self._given[w]]
+        waiting: list[Task] = []
+        for worker in slow:
+            if len(self._given[worker]) > 1:
+                waiting += self._take_from(worker)
+        for task in waiting:
+            self._give(self._least_busy(idle), task)
+            self._counters.moved += 1
+        while len(self._due) < 2 * self._policy.depth:
+            free = [w for w in idle if not self._given[w]]
+            if not free or not self._submit_next(free[0]):
+                break
+        # Look again after as long a time, not at once.
+        self._since = [now if w in slow else s for w, s in enumerate(self._since)]
+
+    def _take_from(self, worker: int) -> list[Task]:
+        retracted = self._backend.retract(worker)
+        for _ in retracted:
+            self._given[worker].pop()
+        return retracted
+
+    def _least_busy(self, workers: list[int]) -> int:
+        return min(workers, key=lambda w: len(self._given[w]))
+
+    # Failure
+
+    def _restart(self, died: Died) -> None:
+        """Put another worker in the place of a dead one, with its tasks, if there may be one."""
+        worker = died.worker
+        tasks = list(self._given[worker])
+        if worker not in self._active and not tasks:
+            return  # it had nothing left to do
+        if self._restarts >= self._policy.restarts:
+            self._broken = WorkerDiedError(self._obituary(died, tasks))
+            self._backend.close()
+            raise self._broken
+        self._restarts += 1
+        self._counters.restarts += 1
+        self._backend.replace(worker, self._done[worker])
+        self._given[worker].clear()
+        for task in tasks:
+            self._give(worker, task)
+
+    def _obituary(self, died: Died, tasks: list[Task]) -> str:
+        held = f"It held the indices {_shorten(tasks[0].indices)}. " if tasks else ""
+        if tasks and tasks[0].indices is None:
+            held = f"It was making batch {tasks[0].step} of its iterable dataset. "
+        allowed = self._policy.restarts
+        return (
+            f"DataLoader worker (pid(s) {died.pid}) exited unexpectedly: {died.how}. {held}"
+            f"worker_restarts={allowed} an epoch are used up. "
+            f"Find the cause with num_workers=0, or allow more with worker_restarts="
+            f"{max(2 * allowed, 3)}."
+        )
+
+    def _timed_out(self) -> WorkerTimeoutError:
+        step = self._due[0]
+        owner = next(
+            (w for w, tasks in enumerate(self._given) if any(t.step == step for t in tasks)), 0
+        )
+        tasks = self._given[owner]
+        at = f" at the indices {_shorten(tasks[0].indices)}" if tasks else ""
+        return WorkerTimeoutError(
+            f"DataLoader timed out after {self._policy.timeout_s} seconds. It waited for worker "
+            f"{owner}{at}: {self._backend.describe(owner)}\n"
+            f"If this is slow rather than stuck, allow more: timeout="
+            f"{2 * self._policy.timeout_s:g}."
+        )
 
     def close(self) -> None:
         """End what was started."""
         self._backend.close()
+
+
+def _shorten(indices: Any) -> str:
+    if not isinstance(indices, (list, tuple)) or len(indices) <= 16:
+        return repr(indices)
+    return f"[{', '.join(map(repr, indices[:16]))}, ... {len(indices)} in all]"

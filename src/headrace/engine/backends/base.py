@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from headrace.engine.task import Result, Task
 
 
-class Backend(ABC):
-    """Three calls: submit a task, get a result, close.
+class Finished(NamedTuple):
+    """A worker's answer to the oldest task it was given."""
 
-    ``depth`` is how many tasks are worth having in flight.
+    worker: int
+    result: Result
+
+
+class Died(NamedTuple):
+    """A worker that is gone, with all tasks it was given; ``how`` is a sentence for people."""
+
+    worker: int
+    pid: int
+    how: str
+
+
+class Backend(ABC):
+    """Runs tasks: submit one, get a result, close.
+
+    ``workers`` run side by side; each takes its tasks in the order they were submitted.
     """
 
-    depth: int
+    workers: int = 1
 
     @abstractmethod
-    def submit(self, task: Task) -> None:
-        """Take a task. Never blocks."""
+    def submit(self, worker: int, task: Task) -> None:
+        """Give a worker a task. Never blocks."""
 
     @abstractmethod
-    def get(self) -> Result:
-        """Return a finished task's result, in any order. Blocks until there is one."""
+    def get(self, timeout_s: float | None) -> Finished | Died | None:
+        """Return what happens next, or None when nothing does for ``timeout_s``."""
 
     @abstractmethod
     def close(self) -> None:
-        """End everything that was started. May be called twice."""
+        """End everything that was started, within a second. May be called twice."""
+
+    def retract(self, worker: int) -> list[Task]:  # noqa: ARG002 - none here
+        """Take back the tasks that a worker has not started, oldest first."""
+        return []
+
+    def replace(self, worker: int, done: list[Task]) -> None:
+        """Start a dead worker again, and bring an iterable dataset past the tasks ``done``."""
+        raise NotImplementedError
+
+    def describe(self, worker: int) -> str:
+        """Say what a worker is doing, for an error: its pid, its state, where its code stands."""
+        return f"worker {worker}"

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from headrace.engine.backends.base import Backend
+from headrace.engine.backends.base import Backend, Finished
 from headrace.engine.fetch import Fetcher
-from headrace.engine.task import Result, Task
+from headrace.engine.task import Task
 
 
 class InlineBackend(Backend):
     """Runs the one task in flight inside :meth:`get`."""
 
-    depth = 1
-
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
         self._task: Task | None = None
 
-    def submit(self, task: Task) -> None:
+    def submit(self, worker: int, task: Task) -> None:  # noqa: ARG002
         """Keep the task until it is due."""
         self._task = task
 
-    def get(self) -> Result:
+    def get(self, timeout_s: float | None) -> Finished:  # noqa: ARG002
         """Run it."""
         assert self._task is not None
-        return self._fetcher(self._task)
+        return Finished(0, self._fetcher(self._task))
 
     def close(self) -> None:
         """Nothing was started."""

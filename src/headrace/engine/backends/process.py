@@ -1,0 +1,433 @@
+"""Tasks run in worker processes, which write batches to memory that both sides map.
+
+No thread: :meth:`ProcessBackend.get` waits on the sockets and on the processes themselves. Nobody
+blocks in writing: what a socket will not take now waits in an outbox.
+
+Shutdown, written down once. Idle workers are told to stop and leave with exit code 0. A worker that
+has not left after ``GRACE_S`` is killed with SIGKILL, which nothing can ignore, and is reaped. The
+same happens at the end of an epoch, on ``break``, on garbage collection and at the interpreter's
+exit. If the user's process is itself killed, the workers notice (:mod:`headrace.engine.worker`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing.process
+import os
+import pickle
+import select
+import signal
+import socket
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from headrace.engine import wire
+from headrace.engine.backends.base import Backend, Died, Finished
+from headrace.engine.backends.spare import Spare
+from headrace.engine.obituary import how_it_died, stack_of
+from headrace.engine.shared import Home, Imports
+from headrace.engine.task import Done, Failed, Task
+from headrace.engine.wire_errors import WrappedError
+from headrace.engine.worker import Setup, worker_main
+from headrace.errors import WorkerStartError
+
+GRACE_S = 0.4
+_IN, _OUT = select.POLLIN, select.POLLOUT
+
+
+class Worker:
+    """One worker process as the user's process sees it."""
+
+    def __init__(self, setup: Setup, imports: Imports) -> None:
+        self.setup = setup
+        self.imports = imports
+        self.mine, self.its = wire.pair()
+        self.receive = wire.Receiver(self.mine)
+        # The worker's end is kept open here too: a task that it has not read can be taken back.
+        self.take_back = wire.Receiver(self.its)
+        self.outbox: deque[tuple[Any, ...]] = deque()
+        self.arrived: deque[Any] = deque()
+        self.outstanding = 0
+        self.stale = 0
+        self.free: list[int] = []
+        self.retired: list[int] = []
+        self.stack_file = os.memfd_create("headrace-stack", os.MFD_CLOEXEC)
+        self.wants_out = False
+        self.process: Any = None
+        self.pidfd = -1
+
+    def close_files(self) -> None:
+        """Close this side's descriptors of a worker that is gone, or is not ours."""
+        for end in (self.mine, self.its):
+            end.close()
+        for descriptor in (self.stack_file, self.pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.stack_file = self.pidfd = -1
+
+
+class ProcessBackend(Backend):
+    """Runs tasks in processes of any start method."""
+
+    def __init__(self, setups: list[Setup], context: Any, home: Home) -> None:
+        self.workers = len(setups)
+        self.processes: list[Any] = []
+        self._context = context
+        self._home = home
+        self._pid = os.getpid()
+        self._crew: list[Worker] = []
+        self._poll = select.poll()
+        self._by_fd: dict[int, tuple[Worker, bool]] = {}
+        self._events: deque[Finished | Died] = deque()
+        self._closed = False
+        self._spare: Spare | None = None
+        self._setups = setups
+        _backends.add(self)
+        try:
+            for setup, heirlooms in zip(setups, home.divide(len(setups)), strict=True):
+                self._start(setup, heirlooms)
+        except BaseException:
+            self.close()
+            raise
+
+    # Starting
+
+    def _start(self, setup: Setup, heirlooms: list[Any]) -> None:
+        forks = self._context.get_start_method() == "fork"
+        setup.heirlooms = heirlooms if forks else []
+        worker = Worker(setup, Imports(self._home, setup.heirlooms))
+        setup.stack_file = wire.Descriptor(worker.stack_file)
+        worker.process = self._context.Process(
+            target=_run_forked if forks else worker_main, args=(worker.its, setup), daemon=True
+        )
+        try:
+            with _forking():
+                worker.process.start()
+        except BaseException as error:
+            worker.close_files()
+            _explain_start(error, setup)
+            raise
+        finally:
+            setup.heirlooms = []
+            setup.stack_file = None
+        self._enlist(worker)
+
+    def start_spare(self) -> None:
+        """Fork the process that forks replacements, while this one is as it was at the start."""
+        if self._context.get_start_method() == "fork" and self._spare is None:
+            with _forking():
+                self._spare = Spare(self._context, self._setups)
+
+    def _enlist(self, worker: Worker) -> None:
+        number = worker.setup.worker
+        worker.pidfd = os.pidfd_open(worker.process.pid)
+        if number < len(self._crew):
+            self._crew[number] = worker
+            self.processes[number] = worker.process
+        else:
+            self._crew.append(worker)
+            self.processes.append(worker.process)
+        self._by_fd[worker.mine.fileno()] = (worker, False)
+        self._by_fd[worker.pidfd] = (worker, True)
+        self._poll.register(worker.mine, _IN)
+        self._poll.register(worker.pidfd, _IN)
+
+    def replace(self, worker: int, done: list[Task]) -> None:
+        """Start a dead worker again; an iterable dataset is replayed past the tasks ``done``."""
+        setup = self._crew[worker].setup
+        if self._spare is not None:
+            new = Worker(setup, Imports(self._home, []))
+            try:
+                new.process = self._spare.fork(setup, new.its, new.stack_file)
+                self._enlist(new)
+            except WorkerStartError:  # the spare was killed too
+                new.close_files()
+                self._spare.stop()
+                self._spare.join()
+                self._spare = None
+        if self._spare is None:
+            self._start(setup, [])
+        if done:
+            self._put(self._crew[worker], (wire.REPLAY, [tuple(task) for task in done]))
+
+    # Tasks
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Send a task, with the keys of the buffers that came back."""
+        target = self._crew[worker]
+        free, retired = target.imports.to_return()
+        target.free += free
+        target.retired += retired
+        message = (wire.RUN, tuple(task), target.free, target.retired)
+        target.free, target.retired = [], []
+        target.outstanding += 1
+        self._put(target, message)
+
+    def begin_epoch(self, seed: int) -> None:
+        """Begin another epoch in workers that persist; what was still under way is dropped."""
+        self._events = deque(e for e in self._events if isinstance(e, Died))
+        for number, worker in enumerate(self._crew):
+            self.retract(number)
+            worker.stale += worker.outstanding
+            worker.outstanding = 0
+            worker.setup.epoch_seed = seed
+            self._put(worker, (wire.EPOCH, seed))
+
+    def retract(self, worker: int) -> list[Task]:
+        """Take back the tasks that a worker has not read from its socket yet."""
+        target = self._crew[worker]
+        messages = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                messages.append(target.take_back(socket.MSG_DONTWAIT)[0])
+        messages += target.outbox
+        target.outbox.clear()
+        tasks = []
+        for message in messages:
+            if message[0] != wire.RUN:
+                self._put(target, message)
+                continue
+            _, task, free, retired = message
+            target.free += free
+            target.retired += retired
+            tasks.append(Task(*task))
+        target.outstanding -= len(tasks)
+        return tasks
+
+    def _put(self, worker: Worker, message: tuple[Any, ...]) -> None:
+        if worker.pidfd < 0:
+            return  # dead, and the window will hear of it
+        worker.outbox.append(message)
+        self._flush(worker)
+
+    def _flush(self, worker: Worker) -> None:
+        while worker.outbox:
+            try:
+                wire.send(worker.mine, worker.outbox[0], [], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            worker.outbox.popleft()
+        if worker.wants_out != bool(worker.outbox):
+            worker.wants_out = bool(worker.outbox)
+            self._poll.modify(worker.mine, _IN | _OUT if worker.wants_out else _IN)
+
+    # Results
+
+    def get(self, timeout_s: float | None) -> Finished | Died | None:
+        """Wait on the sockets and on the processes themselves."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this iterator belongs to process {self._pid}, and this is a fork of it. "
+                f"Call iter(loader) in this process."
+            )
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._events:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = self._poll.poll(None if left is None else left * 1000)
+            if not ready:
+                return None
+            self._handle(ready)
+        return self._events.popleft()
+
+    def _handle(self, ready: list[tuple[int, int]]) -> None:
+        dead: list[Worker] = []
+        for descriptor, event in ready:
+            worker, is_process = self._by_fd[descriptor]
+            if is_process:
+                dead.append(worker)
+                continue
+            if event & _OUT:
+                self._flush(worker)
+            if event & ~_OUT:
+                self._read(worker)
+        for worker in dead:
+            self._bury(worker)
+
+    def _read(self, worker: Worker) -> bool:
+        """Read one message; say whether there was one."""
+        try:
+            message, descriptors = worker.receive(socket.MSG_DONTWAIT)
+        except (BlockingIOError, EOFError, ConnectionResetError):
+            return False
+        kind = message[0]
+        if kind == wire.BUFFERS:
+            for (key, size), descriptor in zip(message[1], descriptors, strict=True):
+                worker.imports.add(key, size, descriptor)
+        elif kind == wire.NOTICE:
+            warnings.warn(message[1], stacklevel=6)
+        else:
+            _, result, forgotten = message
+            if isinstance(result, Done):
+                result = result._replace(batch=wire.unpack(result.batch, worker.imports))
+            elif isinstance(result, Failed) and isinstance(result.error, WrappedError):
+                result = Failed(result.step, result.error.rebuild())
+            worker.imports.forget(forgotten)
+            if worker.stale:
+                worker.stale -= 1
+            else:
+                worker.outstanding -= 1
+                self._events.append(Finished(worker.setup.worker, result))
+        return True
+
+    def _bury(self, worker: Worker) -> None:
+        """Read what a dead worker still said, reap it, and report its death."""
+        while self._read(worker):
+            pass
+        how = how_it_died(worker.process)
+        worker.imports.bequeath()
+        self._dismiss(worker)
+        self._events.append(Died(worker.setup.worker, worker.process.pid, how))
+
+    def _dismiss(self, worker: Worker) -> None:
+        for descriptor in (worker.mine.fileno(), worker.pidfd):
+            if self._by_fd.pop(descriptor, None) is not None:
+                self._poll.unregister(descriptor)
+        worker.close_files()
+
+    def describe(self, worker: int) -> str:
+        """Say where a worker's code stands."""
+        target = self._crew[worker]
+        return stack_of(target.process.pid, target.stack_file)
+
+    # Ending
+
+    def close(self) -> None:
+        """End all workers, within a second, and keep their memory for workers to come."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        alive = [w for w in self._crew if w.pidfd >= 0]
+        for worker in alive:
+            self._tell_to_stop(worker)
+        _await_exit([w.pidfd for w in alive], GRACE_S)
+        for worker in alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+        for worker in alive:
+            worker.process.join()
+            worker.imports.bequeath()
+            self._dismiss(worker)
+        if self._spare is not None:
+            self._spare.stop()
+            self._spare.join()
+
+    def _tell_to_stop(self, worker: Worker) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:  # what it has not begun, it need not begin
+                worker.take_back(socket.MSG_DONTWAIT)
+        worker.outbox.clear()
+        with contextlib.suppress(OSError):
+            wire.send(worker.mine, (wire.STOP,), [], socket.MSG_DONTWAIT)
+
+    def abandon(self) -> None:
+        """In a fork of the user's process: let go of everything without touching the workers."""
+        self._closed = True
+        for worker in self._crew:
+            multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
+            worker.close_files()
+        if self._spare is not None:
+            self._spare.abandon()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+def _await_exit(pidfds: list[int], limit_s: float) -> None:
+    """Wait until all these processes have ended, or the time is over."""
+    waiting = select.poll()
+    left = set(pidfds)
+    for descriptor in left:
+        waiting.register(descriptor, _IN)
+    deadline = time.monotonic() + limit_s
+    while left:
+        ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            return
+        for descriptor, _ in ready:
+            waiting.unregister(descriptor)
+            left.discard(descriptor)
+
+
+def _run_forked(end: socket.socket, setup: Setup) -> None:
+    """Run a forked worker: what it inherited of other workers is let go of."""
+    wire.close_inherited(end)
+    worker_main(end, setup)
+
+
+_backends: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
+_our_fork = False
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Mark a fork as ours: the child is a worker, not a fork that the user made."""
+    global _our_fork
+    _our_fork = True
+    try:
+        yield
+    finally:
+        _our_fork = False
+
+
+def _after_fork_in_child() -> None:
+    """Disown the workers: multiprocessing's exit handler would terminate them from the child."""
+    global _our_fork
+    if _our_fork:
+        _our_fork = False
+        return
+    for backend in list(_backends):
+        backend.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _close_all() -> None:
+    for backend in list(_backends):
+        backend.close()
+
+
+# Before multiprocessing's own handler, which would wait for a worker that ignores SIGTERM.
+atexit.register(_close_all)
+
+
+def _explain_start(error: BaseException, setup: Setup) -> None:
+    """Say which attribute of the loader could not be pickled for a worker."""
+    if not isinstance(error, (pickle.PicklingError, AttributeError, TypeError)):
+        if isinstance(error, OSError):
+            raise WorkerStartError(
+                f"worker {setup.worker} of {setup.num_workers} could not be started: {error}. "
+                f"Use fewer workers, or raise the limit: `ulimit -n` for open files, `ulimit -u` "
+                f"for processes."
+            ) from error
+        return
+    name, value = _unpicklable(setup)
+    text = (
+        f"Got pickle error when attempting to start a worker Process: {name} ({value!r}) cannot be "
+        f"pickled. With the start methods 'spawn' and 'forkserver' everything that a worker uses "
+        f"must be importable by name: write it at the top level of a module, or use "
+        f"multiprocessing_context='fork'."
+    )
+    warnings.warn(text, stacklevel=8)
+    error.add_note(text)
+
+
+def _unpicklable(setup: Setup) -> tuple[str, Any]:
+    parts = {
+        "dataset": setup.recipe.dataset,
+        "collate_fn": setup.recipe.collate,
+        "worker_init_fn": setup.init_fn,
+    }
+    for name, value in parts.items():
+        try:
+            ForkingPickler.dumps(value)
+        except Exception:
+            return name, value
+    return "an argument", None

@@ -1,0 +1,264 @@
+"""Shared memory without names: mapped once on both sides of a worker's pipe.
+
+A worker makes the buffers it needs (:class:`WorkerPool`), as anonymous files (memfd) whose
+descriptors cross the pipe once and are closed on both sides as soon as they are mapped. So nothing
+is left behind by any kill, /dev/shm does not matter, and descriptors do not pile up however many
+batches are kept. The user's process maps what it receives (:class:`Imports`), and says with the
+next task which buffers have come back.
+
+A buffer is written again only when both sides have let go of it: the worker's own token is dead
+(its dataset or collate function may keep the batch it made), and the user's process has returned
+it. What was out when the user's process forked is never lent again, because the child may still
+read it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import weakref
+from collections import deque
+
+import numpy as np
+
+from headrace.engine.lease import Memory, Pool, make_token
+
+AVAILABLE = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
+LEASE_BYTES = 16 << 10  # smaller leaves travel inside the message and are copied out
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class _LibC:
+    """mmap and munmap: Python's own mmap object keeps a descriptor open for each map."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        self.mmap = library.mmap
+        self.mmap.restype = ctypes.c_void_p
+        self.mmap.argtypes = [
+            *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
+        ]
+        self.munmap = library.munmap
+        self.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+_libc = _LibC() if AVAILABLE else None
+
+
+class _Mapping:
+    """Unmaps its address range when it dies."""
+
+    __slots__ = ("_address", "_munmap", "_size_bytes")
+
+    def __init__(self, address: int, size_bytes: int) -> None:
+        assert _libc is not None
+        self._munmap = _libc.munmap  # module globals may be gone when this is wanted
+        self._address = address
+        self._size_bytes = size_bytes
+
+    def __del__(self) -> None:
+        self._munmap(self._address, self._size_bytes)
+
+
+def map_shared(descriptor: int, size_bytes: int) -> Memory:
+    """Map a whole memfd for reading and writing.
+
+    Raises:
+        MemoryError: the address space or the memory is used up.
+    """
+    assert _libc is not None
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc.mmap(None, size_bytes, protection, mmap.MAP_SHARED, descriptor, 0)
+    if address == _MAP_FAILED:
+        reason = os.strerror(ctypes.get_errno())
+        raise MemoryError(f"cannot map {size_bytes:,} bytes for a batch: {reason}")
+    return Memory(address, size_bytes, _Mapping(address, size_bytes))
+
+
+class WorkerPool(Pool):
+    """The buffers that one worker writes its batches to."""
+
+    small_bytes = LEASE_BYTES
+
+    def __init__(self, heirlooms: list[Memory]) -> None:
+        super().__init__()
+        self.unsent: list[tuple[int, int, int]] = []  # (key, size, descriptor) yet to cross
+        self.forgotten: list[int] = []  # keys of buffers that this side has dropped
+        self._by_address: dict[int, Memory] = {}
+        self._abroad: dict[int, Memory] = {}  # lent to the user's process
+        self._home: set[int] = set()  # of these, whose token here has died too
+        self._next_key = 0
+        for memory in heirlooms:
+            self._adopt(memory)
+            self.take_back(memory)
+
+    def _adopt(self, memory: Memory) -> None:
+        memory.key = self._next_key
+        memory.pool = weakref.ref(self)
+        self._next_key += 1
+        self._by_address[memory.address] = memory
+
+    def create(self, size_bytes: int) -> Memory:
+        """Make a buffer that can cross."""
+        self.created += 1
+        try:
+            descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC)
+            os.ftruncate(descriptor, size_bytes)
+        except OSError as error:
+            raise _descriptor_error(error) from error
+        try:
+            memory = map_shared(descriptor, size_bytes)
+        except MemoryError:
+            os.close(descriptor)
+            raise
+        self._adopt(memory)
+        self.unsent.append((memory.key, size_bytes, descriptor))
+        return memory
+
+    def find(self, address: int) -> Memory | None:
+        """Return the buffer that begins at an address and is lent out."""
+        memory = self._by_address.get(address)
+        return None if memory is None or memory.loan is None else memory
+
+    def is_abroad(self, memory: Memory) -> bool:
+        """Say whether the user's process holds this buffer."""
+        return memory.key in self._abroad
+
+    def send_abroad(self, memory: Memory) -> None:
+        """Note that the user's process will hold this buffer too."""
+        self._abroad[memory.key] = memory
+
+    def came_home(self, keys: list[int]) -> None:
+        """Note that the user's process has let go of these buffers."""
+        for key in keys:
+            memory = self._abroad.pop(key)
+            if key in self._home:
+                self._home.remove(key)
+                super().take_back(memory)
+
+    def keep_out(self, keys: list[int]) -> None:
+        """Drop buffers that a fork of the user's process may still read."""
+        for key in keys:
+            memory = self._abroad.pop(key)
+            self._home.discard(key)
+            self._by_address.pop(memory.address, None)
+            memory.pool = None
+
+    def take_back(self, memory: Memory) -> None:
+        """Note that the last tensor of this side is gone."""
+        if memory.key in self._abroad:
+            self._home.add(memory.key)
+        else:
+            super().take_back(memory)
+
+    def release(self, memory: Memory) -> None:
+        """Drop a buffer that was not wanted for long, on both sides."""
+        self._by_address.pop(memory.address, None)
+        self.forgotten.append(memory.key)
+
+
+class Imports:
+    """The buffers of one worker, as the user's process sees them."""
+
+    def __init__(self, home: Home, heirlooms: list[Memory]) -> None:
+        self._home = home
+        self._memories = dict(enumerate(heirlooms))
+        self._returned: deque[Memory] = deque()
+        self._pid = os.getpid()
+        for key, memory in self._memories.items():
+            memory.key = key
+            memory.pool = weakref.ref(self)
+
+    def add(self, key: int, size_bytes: int, descriptor: int) -> None:
+        """Map a buffer that the worker has made, and close its descriptor."""
+        try:
+            memory = map_shared(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+        memory.key = key
+        memory.pool = weakref.ref(self)
+        self._memories[key] = memory
+
+    def token(self, key: int) -> np.ndarray:
+        """Lend a buffer to a batch; it is returned when the last array on it dies."""
+        memory = self._memories[key]
+        memory.forks = self._home.forks
+        return make_token(memory)
+
+    def forget(self, keys: list[int]) -> None:
+        """Unmap buffers that the worker has dropped."""
+        for key in keys:
+            self._memories.pop(key, None)
+
+    def take_back(self, memory: Memory) -> None:
+        """Note that a batch is gone: called from weak reference callbacks."""
+        if os.getpid() == self._pid:
+            self._returned.append(memory)
+
+    def to_return(self) -> tuple[list[int], list[int]]:
+        """Return the keys that the worker may write again, and those that it must never."""
+        free: list[int] = []
+        retired: list[int] = []
+        while self._returned:
+            memory = self._returned.popleft()
+            if memory.forks == self._home.forks:
+                free.append(memory.key)
+            else:
+                retired.append(memory.key)
+                self._memories.pop(memory.key, None)
+        return free, retired
+
+    def bequeath(self) -> None:
+        """Leave what nobody holds to a worker to come. The worker must have been reaped."""
+        self.to_return()  # drops what a fork may still read
+        for memory in self._memories.values():
+            if memory.loan is None:
+                self._home.store(memory)
+        self._memories.clear()
+
+
+class Home:
+    """Buffers between two generations of workers, and the forks of the user's process."""
+
+    LIMIT = 64
+
+    def __init__(self) -> None:
+        self.forks = 0
+        self._stored: deque[Memory] = deque(maxlen=self.LIMIT)
+        _homes.add(self)
+
+    def store(self, memory: Memory) -> None:
+        """Keep a buffer for a worker to come."""
+        self._stored.append(memory)
+
+    def divide(self, workers: int) -> list[list[Memory]]:
+        """Give what is stored to ``workers`` new workers, in equal shares."""
+        stored = list(self._stored)
+        self._stored.clear()
+        return [stored[worker::workers] for worker in range(workers)]
+
+
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+
+
+def _after_fork_in_parent() -> None:
+    for home in list(_homes):
+        home.forks += 1
+
+
+if AVAILABLE:
+    os.register_at_fork(after_in_parent=_after_fork_in_parent)
+
+
+def _descriptor_error(error: OSError) -> OSError:
+    if error.errno != errno.EMFILE:
+        return error
+    return OSError(
+        error.errno,
+        "too many open files in a DataLoader worker: no descriptor is left for the batch's memory. "
+        "Raise the limit with `ulimit -n 4096`, or close files in the dataset",
+    )

@@ -1,0 +1,308 @@
+"""What crosses between the user's process and a worker, and how a batch is packed.
+
+One socket a worker, of whole messages (``SOCK_SEQPACKET``), so nothing is ever half read::
+
+    to the worker      (RUN, task, free, retired)      make a batch; these buffers came back
+                       (REPLAY, tasks)                 make these and forget them
+                       (EPOCH, epoch seed)             begin another epoch
+                       (STOP,)
+    to the user        (BUFFERS, [(key, size)...])     with their descriptors
+                       (RESULT, result, forgotten)     a packed Done, a Failed or an Exhausted
+                       (NOTICE, text)                  to be shown as a warning
+
+A message too large for a socket goes through an anonymous file, whose descriptor it carries.
+
+A batch is pickled, with its tensors taken out: large ones stand in leased buffers and are replaced
+by a key, small ones travel in the message. The two processes are one program, so unpickling what a
+worker sent adds no danger.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import socket
+import weakref
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+import torch
+from torch.multiprocessing import reductions
+
+from headrace.engine.lease import as_tensor
+from headrace.engine.shared import LEASE_BYTES, Imports, WorkerPool
+from headrace.tree import NUMPY_DTYPES
+
+RUN, REPLAY, EPOCH, STOP = "run", "replay", "epoch", "stop"
+BUFFERS, RESULT, NOTICE = "buffers", "result", "notice"
+
+_MESSAGE_BYTES = 64 << 10  # what fits a socket's buffer with room to spare
+_DESCRIPTORS = 64  # a message, at most (the kernel allows 253)
+_IN_FILE = b"\0file"
+
+
+_open_ends: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a message socket."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _open_ends.update(ends)
+    return ends
+
+
+def close_inherited(*keep: socket.socket) -> None:
+    """In a fork: close the ends that belong to others, or nobody would notice when they leave."""
+    for end in list(_open_ends):
+        if end not in keep:
+            end.close()
+
+
+class Descriptor:
+    """A file descriptor that can be an argument of a process, whatever its start method."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _received, (reduction.DupFd(self.number),)
+
+
+def _received(duplicate: Any) -> Descriptor:
+    return Descriptor(duplicate.detach())
+
+
+def send(end: socket.socket, message: Any, descriptors: list[int], flags: int = 0) -> None:
+    """Send one message; a large one through an anonymous file.
+
+    Raises:
+        BlockingIOError: with ``MSG_DONTWAIT``, when the other side has not read enough.
+    """
+    data = pickle.dumps(message, 5)
+    file = -1
+    if len(data) > _MESSAGE_BYTES:
+        file = os.memfd_create("headrace-message", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(file), "wb") as stream:
+            stream.write(data)
+        data, descriptors = _IN_FILE, [file, *descriptors]
+    try:
+        socket.send_fds(end, [data], descriptors, flags)
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+class Receiver:
+    """Reads messages from one end of a socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._buffer = bytearray(_MESSAGE_BYTES + 64)
+
+    def __call__(self, flags: int = 0) -> tuple[Any, list[int]]:
+        """Return the next message and its descriptors.
+
+        Raises:
+            EOFError: the other side is gone.
+            BlockingIOError: with ``MSG_DONTWAIT``, when there is none.
+        """
+        space = socket.CMSG_SPACE(4 * (_DESCRIPTORS + 1))
+        size, ancillary, _, _ = self._end.recvmsg_into(
+            [self._buffer], space, flags | socket.MSG_CMSG_CLOEXEC
+        )
+        if size == 0:
+            raise EOFError("the other side of a worker's socket is closed")
+        descriptors = [
+            int(fd)
+            for level, kind, data in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for fd in np.frombuffer(data, np.int32)
+        ]
+        if size == len(_IN_FILE) and self._buffer.startswith(_IN_FILE):
+            with os.fdopen(descriptors.pop(0), "rb") as stream:
+                stream.seek(0)
+                return pickle.load(stream), descriptors
+        return pickle.loads(memoryview(self._buffer)[:size]), descriptors
+
+
+def send_buffers(end: socket.socket, pool: WorkerPool) -> None:
+    """Send the descriptors of buffers that the other side has not mapped yet."""
+    while pool.unsent:
+        some, pool.unsent[:_DESCRIPTORS] = pool.unsent[:_DESCRIPTORS], []
+        descriptors = [descriptor for _, _, descriptor in some]
+        try:
+            send(end, (BUFFERS, [(key, size) for key, size, _ in some]), descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+class _Packer(pickle.Pickler):
+    """Pickles a batch, with its tensors and arrays moved to leased buffers."""
+
+    def __init__(self, stream: io.BytesIO, pool: WorkerPool) -> None:
+        super().__init__(stream, 5, buffer_callback=self._take_buffer)
+        self._pool = pool
+        self.buffers: list[tuple[int, int]] = []
+        self._sent: set[int] = set()
+        self._kept: list[Any] = []  # what was copied here lives until the message has left
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        if value.is_cuda:
+            return reductions.reduce_tensor(value)  # type: ignore[no-untyped-call]
+        if not _is_plain(value):
+            return NotImplemented
+        if value.requires_grad and not value.is_leaf:
+            raise RuntimeError(
+                "Cowardly refusing to serialize non-leaf tensor which requires_grad, since "
+                "autograd does not support crossing process boundaries. If you just want to "
+                "transfer the data, call detach() on it in the dataset or collate function."
+            )
+        if type(value) is not torch.Tensor:
+            if type(value).__reduce_ex__ is not torch.Tensor.__reduce_ex__:
+                return NotImplemented  # a class that says itself how it is pickled
+            return _rebuild_subclass, (value.as_subclass(torch.Tensor), type(value), vars(value))
+        return self._tensor(value.detach(), value.requires_grad)
+
+    def _tensor(self, tensor: torch.Tensor, requires_grad: bool) -> Any:
+        stored = tensor.untyped_storage()
+        memory = self._pool.find(stored.data_ptr())
+        if memory is not None and memory.key not in self._sent and self._pool.is_abroad(memory):
+            memory = None  # a batch that the dataset kept and returns again: it may be in use
+        if memory is None:
+            if tensor.nbytes < LEASE_BYTES:
+                return _rebuild_small, _small(tensor, requires_grad)
+            if tensor.is_contiguous() or stored.nbytes() > 2 * tensor.nbytes:
+                copy = self._pool.empty(tensor.shape, tensor.dtype)
+            else:  # dense in another order, channels last for instance: keep the order
+                copy = self._pool.empty((stored.nbytes() // tensor.itemsize,), tensor.dtype)
+                copy = copy.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            tensor = copy.copy_(tensor)
+            stored = tensor.untyped_storage()
+            memory = self._pool.find(stored.data_ptr())
+            assert memory is not None
+            self._kept.append(tensor)
+        self._sent.add(memory.key)
+        self._pool.send_abroad(memory)
+        strides = None if tensor.is_contiguous() else tensor.stride()
+        place = (memory.key, stored.nbytes(), tensor.storage_offset())
+        return _rebuild_leased, (place, tensor.dtype, tuple(tensor.shape), strides, requires_grad)
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < LEASE_BYTES:
+            return True  # leave it in the message
+        token = self._pool.lend(raw.nbytes)
+        token[: raw.nbytes] = np.frombuffer(raw, np.uint8)
+        memory = self._pool.find(token.__array_interface__["data"][0])
+        assert memory is not None
+        self._pool.send_abroad(memory)
+        self._kept.append(token)
+        self.buffers.append((memory.key, raw.nbytes))
+        return False
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
+    """Return a batch as what crosses: a pickle, or the buffer it is in, and its array buffers."""
+    stream = io.BytesIO()
+    packer = _Packer(stream, pool)
+    packer.dump(batch)
+    data: Any = stream.getvalue()
+    if len(data) > _MESSAGE_BYTES // 2:
+        packer._take_buffer(pickle.PickleBuffer(data))
+        data = packer.buffers.pop()
+    return data, packer.buffers, packer._kept
+
+
+class _Unpacker(pickle.Unpickler):
+    """Rebuilds a batch on the buffers of a worker."""
+
+    def __init__(self, stream: io.BytesIO, buffers: list[np.ndarray], imports: Imports) -> None:
+        super().__init__(stream, buffers=buffers)
+        self._imports = imports
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == __name__ and name == "_rebuild_leased":
+            return self._leased
+        return super().find_class(module, name)
+
+    def _leased(
+        self,
+        place: tuple[int, int, int],
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None,
+        requires_grad: bool,
+    ) -> torch.Tensor:
+        key, size_bytes, offset = place
+        storage = self._storages.get(key)
+        if storage is None:
+            raw = self._imports.token(key)[:size_bytes]
+            if strides is None and offset == 0 and dtype in NUMPY_DTYPES:
+                tensor = as_tensor(raw, shape, dtype) if raw.nbytes == size_bytes else None
+                if tensor is not None and tensor.nbytes == size_bytes:
+                    self._storages[key] = tensor.untyped_storage()
+                    return tensor.requires_grad_() if requires_grad else tensor
+            storage = self._storages[key] = torch.from_numpy(raw).untyped_storage()
+        tensor = torch.empty(0, dtype=dtype)
+        tensor.set_(storage, offset, shape, strides or torch.empty(shape, device="meta").stride())
+        return tensor.requires_grad_() if requires_grad else tensor
+
+
+def unpack(packed: tuple[Any, ...], imports: Imports) -> Any:
+    """Return the batch that :func:`pack` made of in a worker."""
+    data, buffers = packed
+    if isinstance(data, tuple):
+        key, size_bytes = data
+        data = imports.token(key)[:size_bytes].tobytes()  # the buffer returns at once
+    arrays = [imports.token(key)[:size_bytes] for key, size_bytes in buffers]
+    return _Unpacker(io.BytesIO(data), arrays, imports).load()
+
+
+def _small(tensor: torch.Tensor, requires_grad: bool) -> tuple[Any, ...]:
+    strides = None
+    if not tensor.is_contiguous():
+        tensor = tensor.clone(memory_format=torch.preserve_format)
+        strides = None if tensor.is_contiguous() else tensor.stride()
+    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    start = tensor.storage_offset() * tensor.itemsize
+    data = bytearray(flat.numpy()[start : start + tensor.nbytes].tobytes())
+    return data, tensor.dtype, tuple(tensor.shape), strides, requires_grad
+
+
+def _rebuild_small(
+    data: bytearray,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    requires_grad: bool,
+) -> torch.Tensor:
+    raw = np.frombuffer(data, np.uint8)
+    if strides is None:
+        tensor = as_tensor(raw, shape, dtype)
+    else:
+        tensor = as_tensor(raw, (len(raw) // dtype.itemsize,), dtype).as_strided(shape, strides)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _rebuild_leased(*_: Any) -> torch.Tensor:
+    raise RuntimeError("a batch on leases can only be unpacked by the process it was sent to")
+
+
+def _rebuild_subclass(plain: torch.Tensor, kind: type, state: dict[str, Any]) -> torch.Tensor:
+    tensor: torch.Tensor = plain.as_subclass(kind)
+    vars(tensor).update(state)
+    return tensor

@@ -1,0 +1,46 @@
+"""Exceptions of user code, from a worker to the loop: own type, original traceback, notes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from torch._utils import ExceptionWrapper
+
+from headrace.errors import CollateError
+
+
+class WrappedError(ExceptionWrapper):
+    """torch's wrapper ("Caught X in DataLoader worker process N."), with notes and fields."""
+
+    def __init__(self, error: BaseException, where: str) -> None:
+        self.notes: list[str] = list(getattr(error, "__notes__", ()))
+        trace = (type(error), error, error.__traceback__)
+        super().__init__(trace, where)  # type: ignore[no-untyped-call]
+        self.fields: dict[str, Any] = {}
+        if isinstance(error, CollateError):
+            self.fields = {name: vars(error)[name] for name in ("positions", "path", "indices")}
+
+    def rebuild(self) -> BaseException:
+        """Return the exception to raise: of the original type, or RuntimeError."""
+        try:
+            self.reraise()  # type: ignore[no-untyped-call]
+        except BaseException as error:
+            error.__traceback__ = None
+            rebuilt = error
+        for note in self.notes:
+            rebuilt.add_note(note)
+        vars(rebuilt).update(self.fields)
+        return rebuilt
+
+
+def wrap_error(error: BaseException, where: str) -> WrappedError:
+    """Wrap an exception so that it can cross; a type that cannot becomes RuntimeError."""
+    wrapped = WrappedError(error, where)
+    try:
+        pickle.loads(pickle.dumps(wrapped))
+    except Exception:
+        wrapped.exc_msg = f"{type(error).__name__}: {wrapped.exc_msg}"
+        wrapped.exc_type = RuntimeError
+        wrapped.fields = {}
+    return wrapped
