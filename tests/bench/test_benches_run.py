@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)
+
 ROWS = {"inmemory": 15, "workers": 8}
 
 
 @pytest.fixture(scope="module", params=list(ROWS))
 def bench(request):
     command = [sys.executable, "-m", "headrace.cli", "bench", request.param, "--quick", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     [report] = json.loads(done.stdout)["reports"]
     return request.param, report, done.stderr

@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 def hold_for_a_while(block: bytearray) -> None:
-    """Work long enough that a watcher which looks every 10 ms cannot miss the block."""
+    """Work long enough that a watcher which looks every 20 ms cannot miss the block."""
     until = time.process_time() + 0.3
     while time.process_time() < until:
         block.count(b"y")

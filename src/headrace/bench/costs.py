@@ -104,7 +104,7 @@ def tree_peak(work: Callable[[], object]) -> TreePeak:
     """Run ``work`` and return what this process and its descendants held before and at most.
 
     Memory that several processes share is counted once, shared out among them. Another process
-    looks at ours every 10 ms, which slows the work a little: time what lasts seconds, or nothing.
+    looks at ours every 20 ms, which slows the work a little: time what lasts seconds, or nothing.
     """
     watcher = subprocess.Popen(
         [sys.executable, watch.__file__, str(os.getpid())],

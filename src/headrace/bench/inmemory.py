@@ -44,8 +44,8 @@ _FIRST_BATCH_MS = 15.0
 _COLUMNS = 128
 
 _MEANING = (
-    "1,000,000 x 128 float32 and int64 labels, shuffled, one torch thread; every system in turn "
-    "in each round, medians; a ratio is the median of the rounds' ratios",
+    "128 float32 and an int64 label a sample, shuffled, one torch thread; every system in turn in "
+    "each round, medians; a ratio is the median of the rounds' ratios",
     "throughput is a whole epoch, from before iter() to the last batch: each system draws its own "
     "permutation within that time; nothing is done with a batch",
     "torch loader: DataLoader(TensorDataset, shuffle=True); best recipe: DataLoader(TensorDataset, "
@@ -82,7 +82,12 @@ def measure(size: Size, say: Say) -> Report:
     with _one_torch_thread():
         rows = [*_throughput(size, say), _memory(size, say), *_user_datasets(size, say)]
         rows.append(_single_samples(size, say))
-    return Report("inmemory", _MEANING, tuple(rows), size, {**where, "torch_threads": 1})
+    meaning = (f"{_samples(size):,} samples where a row says nothing else", *_MEANING)
+    return Report("inmemory", meaning, tuple(rows), size, {**where, "torch_threads": 1})
+
+
+def _samples(size: Size) -> int:
+    return size.choose(1_000_000, 20_000)
 
 
 @contextmanager
@@ -96,7 +101,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _throughput(size: Size, say: Say) -> list[Row]:
-    samples = size.choose(1_000_000, 20_000)
+    samples = _samples(size)
     rows_of_data = torch.rand(samples, _COLUMNS)
     labels = torch.arange(samples)
     rows, first_batches = [], {}
@@ -200,7 +205,7 @@ def _first_batch_row(epochs: dict[str, list[Epoch]]) -> Row:
 
 def _memory(size: Size, say: Say) -> Row:
     say("memory beyond the data, in processes of their own")
-    samples = size.choose(1_000_000, 20_000)
+    samples = _samples(size)
     mib = {name: beyond_the_data(name, samples, _COLUMNS, 256) / 2**20 for name in (OURS, TORCH)}
     # Four blocks of 1 MiB, and eight bytes of permutation a sample.
     bound = 4 + samples * 8 / 2**20
@@ -222,9 +227,15 @@ def _user_datasets(size: Size, say: Say) -> list[Row]:
     plain, at_once = UserRows(rows, labels), UserRowsAtOnce(rows, labels)
     price = "includes seeding for the user's code and putting the generators back"
     return [
-        _user_row("user's own Dataset, batch 256", plain, 256, 1.1, price, size, say),
-        _user_row("user's own Dataset, batch 32", plain, 32, 0.85, price, size, say),
-        _user_row("user's __getitems__, batch 256", at_once, 256, 1.0, price, size, say),
+        _user_row(
+            f"user's own Dataset of {samples:,}, batch 256", plain, 256, 1.1, price, size, say
+        ),
+        _user_row(
+            f"user's own Dataset of {samples:,}, batch 32", plain, 32, 0.85, price, size, say
+        ),
+        _user_row(
+            f"user's __getitems__, {samples:,}, batch 256", at_once, 256, 1.0, price, size, say
+        ),
     ]
 
 

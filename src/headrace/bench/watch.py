@@ -10,7 +10,7 @@ import select
 import sys
 from pathlib import Path
 
-_LOOK_EVERY_S = 0.01
+_LOOK_EVERY_S = 0.02
 
 
 def main(root: int) -> None:

@@ -47,11 +47,13 @@ class Start:
 def first_of_many_forkserver(size: Size, say: Say) -> Row:
     """Measure the first batch of 8 forkserver workers against that of one."""
     many, rounds = size.choose(8, 2), size.choose(3, 1)
-    starts: dict[str, dict[int, list[Start]]] = {name: {1: [], many: []} for name in LOADERS}
+    # torch's workers import torch, each for itself: seconds that a quick run does not have.
+    names = [OURS] if size.quick else list(LOADERS)
+    starts: dict[str, dict[int, list[Start]]] = {name: {1: [], many: []} for name in names}
     with ExitStack() as stack:
         # A process has one forkserver, and one list of what that has imported: each loader gets a
         # process of its own.
-        homes = {name: stack.enter_context(_fresh_process()) for name in LOADERS}
+        homes = {name: stack.enter_context(_fresh_process()) for name in names}
         for name, home in homes.items():
             say(f"starting the forkserver of {name}")
             home.submit(forkserver_start, name, 1).result()
@@ -61,7 +63,10 @@ def first_of_many_forkserver(size: Size, say: Say) -> Row:
                     say(f"first batch of {workers} forkserver workers, round {number + 1}, {name}")
                     measured.append(home.submit(forkserver_start, name, workers).result())
     growth = {name: ratios(_first_ms(of[many]), _first_ms(of[1])) for name, of in starts.items()}
-    one_ms = {name: median(_first_ms(of[1])) for name, of in starts.items()}
+    notes = [
+        f"{name} {growth[name].median:.3g} x, with 1 worker {median(_first_ms(of[1])):.0f} ms"
+        for name, of in starts.items()
+    ]
     return Row(
         work=f"first batch, {many} forkserver workers",
         figure="time from iter(), headrace / headrace with 1 worker",
@@ -69,8 +74,7 @@ def first_of_many_forkserver(size: Size, say: Say) -> Row:
         unit="x",
         target=at_most(2.0),
         systems=tuple(_start_system(name, of[many]) for name, of in starts.items()),
-        note=f"torch loader {growth[TORCH].median:.3g} x; with 1 worker {OURS} "
-        f"{one_ms[OURS]:.0f} ms, {TORCH} {one_ms[TORCH]:.0f} ms; the server runs already",
+        note="; ".join([*notes, "the server runs already"]),
     )
 
 
@@ -100,7 +104,7 @@ def forkserver_start(name: str, workers: int) -> Start:
         del iterator
         cpu_s = tree_cpu_seconds() - cpu
 
-    # The look at the memory every 10 ms slows each start a little, alike for both loaders: here it
+    # The look at the memory every 20 ms slows each start a little, alike for both loaders: here it
     # is taken in the same run, because torch's start takes seconds.
     added_mib = tree_peak(epoch).added_mib
     return Start(first_s, cpu_s, added_mib)
