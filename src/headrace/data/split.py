@@ -174,7 +174,7 @@ def part_sizes(lengths: Sequence[int | float], n: int) -> list[int]:
     if any(not 0 <= length <= n for length in lengths):
         raise ValueError(f"the parts must have sizes from 0 to {n}, got {list(lengths)}.")
     total = math.fsum(lengths)
-    if math.isclose(total, 1) and total <= 1 + 1e-9 and any(0 < x < 1 for x in lengths):
+    if math.isclose(total, 1) and max(lengths) <= 1:
         sizes = [math.floor(n * fraction) for fraction in lengths]
         for i in range(n - sum(sizes)):
             sizes[i % len(sizes)] += 1

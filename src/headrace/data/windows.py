@@ -108,7 +108,9 @@ class SlidingWindows(Dataset[Any]):
             inner = find_gatherer(self.steps)
             return None if inner is None else _GatheredSteps(inner, self)
         flat = columns(self._arrays)
-        return None if flat is None else _Windows(flat.spec, flat.watched, self._arrays, self)
+        if flat is None or not all(map(_has_tensor_strides, leaves(self._arrays))):
+            return None
+        return _Windows(flat.spec, flat.watched, self._arrays, self)
 
 
 def overlap_of(dataset: object) -> SlidingWindows | None:
@@ -243,6 +245,13 @@ def _as_carrier(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if carrier is None else tensor.view(carrier)
 
 
+def _has_tensor_strides(source: torch.Tensor | Array) -> bool:
+    """Whether torch has tensors that lie in memory like this: not those of reversed arrays."""
+    if isinstance(source, torch.Tensor):
+        return True
+    return all(step >= 0 and step % source.itemsize == 0 for step in source.strides)
+
+
 class _Alias:
     """The memory of an array, said to be writable."""
 
@@ -255,8 +264,6 @@ class _Alias:
 
 def _writable_alias(array: Array) -> Array:
     """Return an array on the same memory that torch takes without a warning; it is only read."""
-    if any(step < 0 or step % array.itemsize for step in array.strides):
-        array = np.ascontiguousarray(array)  # reversed: torch has no such tensors
     return array if array.flags.writeable else np.asarray(_Alias(array))
 
 

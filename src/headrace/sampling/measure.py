@@ -118,7 +118,7 @@ def _name(key: object) -> str:
 def _load(path: Path, n: int, name: str) -> Indices:
     again = f"Delete the file to measure again, or write cache={str(path) + '.new'!r}."
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             lengths, key = file["lengths"], str(file["key"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(

@@ -165,6 +165,7 @@ def pack(row: Indices, budget: int) -> list[Indices]:
         values = np.unique(sizes)
     counts = np.bincount(sizes)
     groups = _best_fit(values[::-1].tolist(), counts, room)
+    groups.sort(key=lambda group: -group[0][0][0])  # by the longest sequence
     # Hand out the places: those of one size in their order, group after group.
     next_place = dict(zip(values[::-1].tolist(), _starts(counts[values[::-1]]), strict=True))
     rows: list[Indices] = []
