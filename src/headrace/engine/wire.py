@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch.multiprocessing import reductions
 
-from headrace.engine.lease import as_tensor
+from headrace.data.gather import Array
+from headrace.engine.lease import Memory, as_tensor
 from headrace.engine.shared import LEASE_BYTES, Imports, WorkerPool
 from headrace.tree import NUMPY_DTYPES
 
@@ -139,15 +140,49 @@ def send_buffers(end: socket.socket, pool: WorkerPool) -> None:
                 os.close(descriptor)
 
 
+class _Cargo:
+    """The buffers that a batch travels in.
+
+    Apart from the pickler: an object that a pickler refers to must not refer back to it, or every
+    batch would wait for the cycle collector.
+    """
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.pool = pool
+        self.buffers: list[tuple[int, int]] = []
+        self.sent: set[int] = set()
+        self.kept: list[Any] = []  # what was copied here lives until the message has left
+
+    def load(self, memory: Memory) -> None:
+        self.sent.add(memory.key)
+        self.pool.send_abroad(memory)
+
+    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Put a large buffer of a pickled object into a lease: pickle's ``buffer_callback``."""
+        raw = buffer.raw()
+        if raw.nbytes < LEASE_BYTES:
+            return True  # leave it in the message
+        token = self.pool.lend(raw.nbytes)
+        token[: raw.nbytes] = np.frombuffer(raw, np.uint8)
+        memory = self.pool.find(token.__array_interface__["data"][0])
+        assert memory is not None
+        self.load(memory)
+        self.kept.append(token)
+        self.buffers.append((memory.key, raw.nbytes))
+        return False
+
+    def unload(self) -> None:
+        """Take everything back: the batch could not be packed."""
+        self.pool.came_home(list(self.sent))
+
+
 class _Packer(pickle.Pickler):
     """Pickles a batch, with its tensors and arrays moved to leased buffers."""
 
-    def __init__(self, stream: io.BytesIO, pool: WorkerPool) -> None:
-        super().__init__(stream, 5, buffer_callback=self._take_buffer)
-        self._pool = pool
-        self.buffers: list[tuple[int, int]] = []
-        self._sent: set[int] = set()
-        self._kept: list[Any] = []  # what was copied here lives until the message has left
+    def __init__(self, stream: io.BytesIO, cargo: _Cargo) -> None:
+        super().__init__(stream, 5, buffer_callback=cargo.take_buffer)
+        self._cargo = cargo
+        self._pool = cargo.pool
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -171,7 +206,11 @@ class _Packer(pickle.Pickler):
     def _tensor(self, tensor: torch.Tensor, requires_grad: bool) -> Any:
         stored = tensor.untyped_storage()
         memory = self._pool.find(stored.data_ptr())
-        if memory is not None and memory.key not in self._sent and self._pool.is_abroad(memory):
+        if (
+            memory is not None
+            and memory.key not in self._cargo.sent
+            and self._pool.is_abroad(memory)
+        ):
             memory = None  # a batch that the dataset kept and returns again: it may be in use
         if memory is None:
             if tensor.nbytes < LEASE_BYTES:
@@ -185,25 +224,11 @@ class _Packer(pickle.Pickler):
             stored = tensor.untyped_storage()
             memory = self._pool.find(stored.data_ptr())
             assert memory is not None
-            self._kept.append(tensor)
-        self._sent.add(memory.key)
-        self._pool.send_abroad(memory)
+            self._cargo.kept.append(tensor)
+        self._cargo.load(memory)
         strides = None if tensor.is_contiguous() else tensor.stride()
         place = (memory.key, stored.nbytes(), tensor.storage_offset())
         return _rebuild_leased, (place, tensor.dtype, tuple(tensor.shape), strides, requires_grad)
-
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < LEASE_BYTES:
-            return True  # leave it in the message
-        token = self._pool.lend(raw.nbytes)
-        token[: raw.nbytes] = np.frombuffer(raw, np.uint8)
-        memory = self._pool.find(token.__array_interface__["data"][0])
-        assert memory is not None
-        self._pool.send_abroad(memory)
-        self._kept.append(token)
-        self.buffers.append((memory.key, raw.nbytes))
-        return False
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -217,29 +242,41 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
     """Return a batch as what crosses: a pickle, or the buffer it is in, and its array buffers."""
     stream = io.BytesIO()
-    packer = _Packer(stream, pool)
-    packer.dump(batch)
-    data: Any = stream.getvalue()
-    if len(data) > _MESSAGE_BYTES // 2:
-        packer._take_buffer(pickle.PickleBuffer(data))
-        data = packer.buffers.pop()
-    return data, packer.buffers, packer._kept
+    cargo = _Cargo(pool)
+    try:
+        _Packer(stream, cargo).dump(batch)
+        data: Any = stream.getvalue()
+        if len(data) > _MESSAGE_BYTES // 2:
+            cargo.take_buffer(pickle.PickleBuffer(data))
+            data = cargo.buffers.pop()
+    except BaseException:
+        cargo.unload()
+        raise
+    return data, cargo.buffers, cargo.kept
 
 
 class _Unpacker(pickle.Unpickler):
     """Rebuilds a batch on the buffers of a worker."""
 
-    def __init__(self, stream: io.BytesIO, buffers: list[np.ndarray], imports: Imports) -> None:
+    def __init__(self, stream: io.BytesIO, buffers: list[Array], imports: Imports) -> None:
         super().__init__(stream, buffers=buffers)
-        self._imports = imports
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        # Not a method of this object: what the memo refers to must not refer back (see _Cargo).
+        self._rebuild = _Rebuilder(imports).leased
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name == "_rebuild_leased":
-            return self._leased
+            return self._rebuild
         return super().find_class(module, name)
 
-    def _leased(
+
+class _Rebuilder:
+    """Makes the tensors of one batch; those that shared a storage share one again."""
+
+    def __init__(self, imports: Imports) -> None:
+        self._imports = imports
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def leased(
         self,
         place: tuple[int, int, int],
         dtype: torch.dtype,

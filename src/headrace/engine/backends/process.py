@@ -264,7 +264,7 @@ class ProcessBackend(Backend):
         else:
             _, result, forgotten = message
             if isinstance(result, Done):
-                result = result._replace(batch=wire.unpack(result.batch, worker.imports))
+                result = _unpacked(result, worker)
             elif isinstance(result, Failed) and isinstance(result.error, WrappedError):
                 result = Failed(result.step, result.error.rebuild())
             worker.imports.forget(forgotten)
@@ -337,6 +337,13 @@ class ProcessBackend(Backend):
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _unpacked(done: Done, worker: Worker) -> Done | Failed:
+    try:
+        return done._replace(batch=wire.unpack(done.batch, worker.imports))
+    except Exception as error:  # a batch class that cannot be put together again here
+        return Failed(done.step, error)
 
 
 def _await_exit(pidfds: list[int], limit_s: float) -> None:
