@@ -4,52 +4,62 @@ import subprocess
 import sys
 import time
 
-from headrace.bench.costs import tree_cpu_seconds, tree_peak
+from headrace.bench.costs import TreeMemory, tree_cpu_seconds
 
 MIB = 2**20
 
 
-def hold_for_a_while(block: bytearray) -> None:
-    """Work long enough that a watcher which looks every 20 ms cannot miss the block."""
-    until = time.process_time() + 0.3
-    while time.process_time() < until:
-        block.count(b"y")
+def test_a_peak_is_seen_though_it_has_passed():
+    with TreeMemory() as memory:
+        block = bytearray(b"x") * (64 * MIB)
+        until = time.process_time() + 0.3  # long enough that one of its looks falls within
+        while time.process_time() < until:
+            block.count(b"y")
+        del block
+    assert 60 < memory.added_mib < 100
 
 
-def test_the_peak_is_seen_though_it_has_passed():
-    def work():
-        hold_for_a_while(bytearray(b"x") * (64 * MIB))
-
-    assert 60 < tree_peak(work).added_mib < 100
+def test_a_look_that_was_asked_for_sees_what_is_there_now():
+    with TreeMemory() as memory:
+        block = bytearray(b"x") * (64 * MIB)
+        memory.look()
+        del block
+    assert 60 < memory.added_mib < 100
 
 
 def test_memory_of_children_counts():
     program = (
         "import sys; block = bytearray(b'x') * (64 << 20); print(flush=True); sys.stdin.read()"
     )
-
-    def work():
-        with subprocess.Popen(
+    with (
+        TreeMemory() as memory,
+        subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as child:
-            child.stdout.readline()
-            hold_for_a_while(bytearray(b"x"))
-            child.stdin.close()
+        ) as child,
+    ):
+        child.stdout.readline()
+        memory.look()
+        child.stdin.close()
+    assert memory.added_mib > 60
 
-    assert tree_peak(work).added_mib > 60
 
-
-def test_cpu_time_of_ended_children_counts_and_the_watchers_does_not():
+def test_cpu_time_of_ended_children_counts():
     program = "import time\nwhile time.process_time() < 0.3: pass"
     before = tree_cpu_seconds()
     subprocess.run([sys.executable, "-c", program], check=True)
     assert tree_cpu_seconds() - before > 0.25
 
-    spent = []
 
-    def work():
-        started = tree_cpu_seconds()
-        spent.append(tree_cpu_seconds() - started)
+def test_cpu_time_of_the_watcher_does_not_count():
+    with TreeMemory() as memory:
+        before = tree_cpu_seconds()
+        while memory._watcher.poll() is None and _cpu_seconds(memory._watcher.pid) < 0.5:
+            memory.look()
+        assert tree_cpu_seconds() - before < 0.4
 
-    tree_peak(work)
-    assert spent[0] < 0.25
+
+def _cpu_seconds(pid: int) -> float:
+    import psutil
+
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system

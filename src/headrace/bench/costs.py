@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 import torch.utils.data
@@ -87,38 +87,51 @@ def _status_bytes(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-@dataclass(frozen=True)
-class TreePeak:
-    """Proportional set size of a process and all its descendants, in bytes."""
+class TreeMemory:
+    """The proportional set size of this process and all its descendants, within a ``with`` block.
 
-    before: int
-    peak: int
+    Memory that several processes share is counted once, shared out among them. Another process
+    looks at ours whenever it can, some 10 ms for each process it looks at, which slows the work: do
+    not time it. What lasts shorter has to ask for a look.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._peak = 0
 
     @property
     def added_mib(self) -> float:
-        """What came on top, in MiB."""
-        return (self.peak - self.before) / 2**20
+        """What came on top within the block at its most, in MiB; known after the block."""
+        return (self._peak - self._before) / 2**20
 
+    def look(self) -> None:
+        """Have the memory looked at before anything else happens here."""
+        self._ask("look")
 
-def tree_peak(work: Callable[[], object]) -> TreePeak:
-    """Run ``work`` and return what this process and its descendants held before and at most.
+    def __enter__(self) -> Self:
+        self._watcher = subprocess.Popen(
+            [sys.executable, watch.__file__, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        _watchers.add(self._watcher.pid)
+        self._before = int(self._answer())
+        return self
 
-    Memory that several processes share is counted once, shared out among them. Another process
-    looks at ours every 20 ms, which slows the work a little: time what lasts seconds, or nothing.
-    """
-    watcher = subprocess.Popen(
-        [sys.executable, watch.__file__, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    _watchers.add(watcher.pid)
-    with watcher:
-        assert watcher.stdout is not None, "asked for above"
-        before = int(watcher.stdout.readline())
-        try:
-            work()
-        finally:
-            rest, _ = watcher.communicate()
-            _watchers.discard(watcher.pid)
-    return TreePeak(before, int(rest))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._peak = int(self._ask("end"))
+        self._watcher.communicate()
+        _watchers.discard(self._watcher.pid)
+
+    def _ask(self, what: str) -> str:
+        print(what, file=self._watcher.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._watcher.stdout is not None, "asked for at its start"
+        return self._watcher.stdout.readline()

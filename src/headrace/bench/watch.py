@@ -1,7 +1,9 @@
 """Watch the memory of a process and its descendants; run as a program, with the process's id.
 
-It prints the proportional set size of the tree in bytes, looks until its standard input is closed,
-and prints the largest it saw. A thread could not do this: the watched process is going to fork.
+It prints the proportional set size of the tree in bytes, and from then on looks again and again. A
+line "look" on its standard input makes it look at once and answer with a line, a line "end" makes
+it print the largest it saw. (The end of the input would not do: processes that are forked meanwhile
+hold the pipe open.) A thread could not do this: the watched process is going to fork.
 The file is run by its path and imports nothing of ours, so that it starts at once.
 """
 
@@ -14,11 +16,16 @@ _LOOK_EVERY_S = 0.02
 
 
 def main(root: int) -> None:
-    """Watch the process ``root`` until standard input is closed."""
+    """Watch the process ``root``, whose child this is, until it says to end, or ends itself."""
     highest = tree_bytes(root)
     print(highest, flush=True)
-    while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
+    while os.getppid() == root:
+        asked = select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]
+        if asked and sys.stdin.readline() != "look\n":
+            break
         highest = max(highest, tree_bytes(root))
+        if asked:
+            print("looked", flush=True)
     print(highest, flush=True)
 
 

@@ -4,11 +4,12 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from headrace.bench.costs import TreePeak, tree_cpu_seconds, tree_peak
+from headrace.bench.costs import TreeMemory, tree_cpu_seconds
 from headrace.bench.datasets import Stuck
 from headrace.bench.harness import Row, Say, Size, System, at_most, spread
 from headrace.bench.workers.work import LOADERS, OURS, TORCH
@@ -24,6 +25,7 @@ class Closing:
     seconds: float
     survivors: int
     cpu_s: float
+    added_mib: float
 
 
 def closing_stuck(size: Size, say: Say) -> Row:
@@ -34,11 +36,8 @@ def closing_stuck(size: Size, say: Say) -> Row:
     """
     count = size.choose(8, 1)
     say(f"closing {count} stuck {_workers(count)}")
-    closings = [_close_stuck(OURS, count) for _ in range(size.choose(3, 0))]
-    watched: list[Closing] = []
-    memory = tree_peak(lambda: watched.append(_close_stuck(OURS, count)))
-    closings = closings or watched
-    systems = [_system(f"{OURS}, {count} stuck", closings, memory)]
+    closings = [_close_stuck(OURS, count) for _ in range(size.choose(3, 1))]
+    systems = [_system(f"{OURS}, {count} stuck", closings)]
     note = f"workers that live on: {OURS} {max(closing.survivors for closing in closings)}"
     if not size.quick:
         theirs, their_system = _close_theirs(8 if size.full else 1, say)
@@ -58,36 +57,39 @@ def closing_stuck(size: Size, say: Say) -> Row:
 
 def _close_theirs(count: int, say: Say) -> tuple[Closing, System]:
     say(f"closing {count} stuck {_workers(count)} of {TORCH}")
-    closings: list[Closing] = []
-    memory = tree_peak(lambda: closings.append(_close_stuck(TORCH, count)))
-    return closings[0], _system(f"{TORCH}, {count} stuck", closings, memory)
+    closing = _close_stuck(TORCH, count)
+    return closing, _system(f"{TORCH}, {count} stuck", [closing])
 
 
 def _workers(count: int) -> str:
     return "worker" if count == 1 else "workers"
 
 
-def _system(name: str, closings: list[Closing], memory: TreePeak) -> System:
+def _system(name: str, closings: list[Closing]) -> System:
     cpu_s = median(closing.cpu_s for closing in closings)
     seconds = spread([closing.seconds for closing in closings])
-    return System(name, seconds, "s", cpu_s, memory.added_mib)
+    return System(name, seconds, "s", cpu_s, max(closing.added_mib for closing in closings))
 
 
 def _close_stuck(system: str, workers: int) -> Closing:
     fork = multiprocessing.get_context("fork")
     stuck = fork.Semaphore(0)
-    loader = LOADERS[system](
-        Stuck(workers, 4 * workers, stuck),
-        batch_size=1,
-        num_workers=workers,
-        multiprocessing_context=fork,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = LOADERS[system](
+            Stuck(workers, 4 * workers, stuck),
+            batch_size=1,
+            num_workers=workers,
+            multiprocessing_context=fork,
+        )
     cpu = tree_cpu_seconds()
-    iterator: Any = iter(loader)
-    next(iterator)
-    for _ in range(workers):
-        if not stuck.acquire(timeout=_PATIENCE_S):
-            raise TimeoutError(f"{system}: a worker did not get to its second batch")
+    with TreeMemory() as memory:
+        iterator: Any = iter(loader)
+        next(iterator)
+        for _ in range(workers):
+            if not stuck.acquire(timeout=_PATIENCE_S):
+                raise TimeoutError(f"{system}: a worker did not get to its second batch")
+        memory.look()
     pids = [worker.pid for worker in iterator._workers]
     started = time.perf_counter()
     del iterator
@@ -98,7 +100,7 @@ def _close_stuck(system: str, workers: int) -> Closing:
         os.kill(pid, signal.SIGKILL)
     _wait_until_gone(survivors)
     seconds = (gone if not survivors else returned) - started
-    return Closing(seconds, len(survivors), tree_cpu_seconds() - cpu)
+    return Closing(seconds, len(survivors), tree_cpu_seconds() - cpu, memory.added_mib)
 
 
 def _wait_until_gone(pids: list[int]) -> float:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,10 +10,20 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from headrace.bench.costs import tree_cpu_seconds, tree_peak
+from headrace.bench.costs import TreeMemory, tree_cpu_seconds
 from headrace.bench.datasets import Numbers, PythonWork
 from headrace.bench.harness import Row, Say, Size, System, at_most, in_turn, ratios, spread
-from headrace.bench.workers.work import LOADERS, OURS, TORCH, Run, Work, run, run_both, system
+from headrace.bench.workers.work import (
+    LOADERS,
+    OURS,
+    TORCH,
+    Run,
+    Work,
+    memory_mib,
+    run,
+    run_both,
+    system,
+)
 
 
 def first_forked(size: Size, say: Say) -> Row:
@@ -29,7 +40,9 @@ def first_forked(size: Size, say: Say) -> Row:
         unit="x",
         target=at_most(1.0),
         systems=tuple(
-            system(name, spread(first_ms[name]), "ms", runs[name], partial(run, work, name))
+            system(
+                name, spread(first_ms[name]), "ms", runs[name], memory_mib(partial(run, work, name))
+            )
             for name in LOADERS
         ),
     )
@@ -84,30 +97,25 @@ def _fresh_process() -> ProcessPoolExecutor:
 
 def forkserver_start(name: str, workers: int) -> Start:
     """Load a short epoch with a forkserver's workers; run in a process of its own."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")
     loader = LOADERS[name](
         Numbers(workers * 64),
         batch_size=32,
         num_workers=workers,
         multiprocessing_context="forkserver",
     )
-    first_s = cpu_s = 0.0
-
-    def epoch() -> None:
-        nonlocal first_s, cpu_s
-        cpu = tree_cpu_seconds()
+    cpu = tree_cpu_seconds()
+    with TreeMemory() as memory:
         started = time.perf_counter()
         iterator = iter(loader)
         next(iterator)
         first_s = time.perf_counter() - started
+        memory.look()
         for _ in iterator:
             pass
         del iterator
         cpu_s = tree_cpu_seconds() - cpu
-
-    # The look at the memory every 20 ms slows each start a little, alike for both loaders: here it
-    # is taken in the same run, because torch's start takes seconds.
-    added_mib = tree_peak(epoch).added_mib
-    return Start(first_s, cpu_s, added_mib)
+    return Start(first_s, cpu_s, memory.added_mib)
 
 
 def _first_ms(starts: list[Start]) -> list[float]:
@@ -153,7 +161,7 @@ def second_epoch(size: Size, say: Say) -> Row:
                 spread([epoch.first_s * 1e3 for epoch in of]),
                 "ms",
                 [Run(0.0, 0.0, cpu[name])],
-                partial(run, work, name),
+                memory_mib(partial(run, work, name)),
             )
             for name, of in epochs.items()
         ),

@@ -7,15 +7,25 @@ from functools import partial
 from headrace.bench.costs import tree_cpu_seconds
 from headrace.bench.datasets import Dictionaries, Images, PythonWork
 from headrace.bench.harness import Row, Say, Size, Spread, System, at_least, in_turn, ratios, spread
-from headrace.bench.workers.work import LOADERS, OURS, TORCH, Run, Work, run, run_both, system
+from headrace.bench.workers.work import (
+    LOADERS,
+    OURS,
+    TORCH,
+    Run,
+    Work,
+    memory_mib,
+    run,
+    run_both,
+    system,
+)
 
 _BARE = "two bare loops"
 
 
 def against_torch(size: Size, say: Say) -> list[Row]:
     """Measure large batches that are only copied, and samples of many small tensors."""
-    images = Images(64 * size.choose(48, 8))
-    dictionaries = Dictionaries(64 * size.choose(160, 16))
+    images = Images(64 * size.choose(160, 8))
+    dictionaries = Dictionaries(64 * size.choose(320, 16))
     copied, nested = "64x3x224x224 float32 copied", "dicts of 50 tensors, batch 64"
     return [
         _ratio_row(f"{copied}, 2 processes", Work(images, 64, 2), 6.0, size, say),
@@ -43,7 +53,7 @@ def _rate_ratio(above: list[Run], below: list[Run]) -> Spread:
 
 def _rate_system(name: str, runs: list[Run], work: Work) -> System:
     rate = spread([run.rate / 1e3 for run in runs])
-    return system(name, rate, "k samples/s", runs, lambda: run(work, name))
+    return system(name, rate, "k samples/s", runs, memory_mib(partial(run, work, name)))
 
 
 def beside_bare_loops(size: Size, say: Say) -> Row:
@@ -64,7 +74,7 @@ def beside_bare_loops(size: Size, say: Say) -> Row:
         target=at_least(0.95),
         systems=(
             *(_rate_system(name, runs[name], work) for name in LOADERS),
-            system(_BARE, bare_rate, "k samples/s", runs[_BARE], loops),
+            system(_BARE, bare_rate, "k samples/s", runs[_BARE], memory_mib(lambda _: loops())),
         ),
         note=f"torch loader / two bare loops {theirs.median:.3g} x; a bare loop makes half of the "
         "samples, and neither collates nor sends them",

@@ -12,7 +12,7 @@ import torch.utils.data
 from torch.utils.data import Dataset
 
 from headrace import DataLoader
-from headrace.bench.costs import tree_cpu_seconds, tree_peak
+from headrace.bench.costs import TreeMemory, tree_cpu_seconds
 from headrace.bench.harness import Spread, System, in_turn
 
 OURS = "headrace"
@@ -53,13 +53,15 @@ class Run:
     cpu_s: float
 
 
-def run(work: Work, system: str) -> Run:
-    """Load one epoch, from the workers' start to their end."""
+def run(work: Work, system: str, memory: TreeMemory | None = None) -> Run:
+    """Load one epoch, from the workers' start to their end; have ``memory`` look in between."""
     loader = work.loader(system)
     cpu, started = tree_cpu_seconds(), time.perf_counter()
     iterator = iter(loader)
     batch = next(iterator)
     first = time.perf_counter()
+    if memory is not None:
+        memory.look()
     for _ in range(work.ready - 1):
         batch = next(iterator)
     warm, count = time.perf_counter(), 0
@@ -77,9 +79,14 @@ def run_both(work: Work, rounds: int) -> dict[str, list[Run]]:
     return in_turn({name: partial(run, work, name) for name in LOADERS}, rounds)
 
 
-def system(
-    name: str, figure: Spread, unit: str, runs: list[Run], again: Callable[[], object]
-) -> System:
-    """Return a system with its costs; ``again`` runs it once more, to see its memory."""
+def memory_mib(epoch: Callable[[TreeMemory], object]) -> float:
+    """Return what ``epoch`` adds to the memory of all processes at its most; it asks for a look."""
     gc.collect()
-    return System(name, figure, unit, median(run.cpu_s for run in runs), tree_peak(again).added_mib)
+    with TreeMemory() as memory:
+        epoch(memory)
+    return memory.added_mib
+
+
+def system(name: str, figure: Spread, unit: str, runs: list[Run], added_mib: float) -> System:
+    """Return a system with its costs."""
+    return System(name, figure, unit, median(run.cpu_s for run in runs), added_mib)
