@@ -20,10 +20,12 @@ worker sent adds no danger.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import socket
 import weakref
+from array import array
 from multiprocessing import reduction
 from typing import Any
 
@@ -89,7 +91,9 @@ def send(end: socket.socket, message: Any, descriptors: list[int], flags: int = 
             stream.write(data)
         data, descriptors = _IN_FILE, [file, *descriptors]
     try:
-        socket.send_fds(end, [data], descriptors, flags)
+        # Not socket.send_fds: it drops the flags, and would block.
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
+        end.sendmsg([data], rights if descriptors else [], flags)
     finally:
         if file >= 0:
             os.close(file)
@@ -200,7 +204,9 @@ class _Packer(pickle.Pickler):
         if type(value) is not torch.Tensor:
             if type(value).__reduce_ex__ is not torch.Tensor.__reduce_ex__:
                 return NotImplemented  # a class that says itself how it is pickled
-            return _rebuild_subclass, (value.as_subclass(torch.Tensor), type(value), vars(value))
+            with torch._C.DisableTorchFunctionSubclass():
+                plain = value.detach().as_subclass(torch.Tensor)
+            return _rebuild_subclass, (plain, type(value), value.requires_grad, vars(value))
         return self._tensor(value.detach(), value.requires_grad)
 
     def _tensor(self, tensor: torch.Tensor, requires_grad: bool) -> Any:
@@ -212,23 +218,20 @@ class _Packer(pickle.Pickler):
             and self._pool.is_abroad(memory)
         ):
             memory = None  # a batch that the dataset kept and returns again: it may be in use
+        shape, strides, offset = tuple(tensor.shape), _strides(tensor), tensor.storage_offset()
         if memory is None:
+            tensor, strides = _dense(tensor)
             if tensor.nbytes < LEASE_BYTES:
-                return _rebuild_small, _small(tensor, requires_grad)
-            if tensor.is_contiguous() or stored.nbytes() > 2 * tensor.nbytes:
-                copy = self._pool.empty(tensor.shape, tensor.dtype)
-            else:  # dense in another order, channels last for instance: keep the order
-                copy = self._pool.empty((stored.nbytes() // tensor.itemsize,), tensor.dtype)
-                copy = copy.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-            tensor = copy.copy_(tensor)
-            stored = tensor.untyped_storage()
+                data = _bytes(tensor)
+                return _rebuild_small, (data, tensor.dtype, shape, strides, requires_grad)
+            tensor = self._pool.empty(tensor.shape, tensor.dtype).copy_(tensor)
+            stored, offset = tensor.untyped_storage(), 0
             memory = self._pool.find(stored.data_ptr())
             assert memory is not None
             self._cargo.kept.append(tensor)
         self._cargo.load(memory)
-        strides = None if tensor.is_contiguous() else tensor.stride()
-        place = (memory.key, stored.nbytes(), tensor.storage_offset())
-        return _rebuild_leased, (place, tensor.dtype, tuple(tensor.shape), strides, requires_grad)
+        place = (memory.key, stored.nbytes(), offset)
+        return _rebuild_leased, (place, tensor.dtype, shape, strides, requires_grad)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -240,7 +243,10 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
-    """Return a batch as what crosses: a pickle, or the buffer it is in, and its array buffers."""
+    """Return a batch as what crosses: a pickle, or the buffer it is in, and its buffers.
+
+    The last value must live until the message has left.
+    """
     stream = io.BytesIO()
     cargo = _Cargo(pool)
     try:
@@ -252,16 +258,16 @@ def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
     except BaseException:
         cargo.unload()
         raise
-    return data, cargo.buffers, cargo.kept
+    return data, (cargo.buffers, list(cargo.sent)), cargo.kept
 
 
 class _Unpacker(pickle.Unpickler):
     """Rebuilds a batch on the buffers of a worker."""
 
-    def __init__(self, stream: io.BytesIO, buffers: list[Array], imports: Imports) -> None:
+    def __init__(self, stream: io.BytesIO, buffers: list[Array], tokens: dict[int, Array]) -> None:
         super().__init__(stream, buffers=buffers)
         # Not a method of this object: what the memo refers to must not refer back (see _Cargo).
-        self._rebuild = _Rebuilder(imports).leased
+        self._rebuild = _Rebuilder(tokens).leased
 
     def find_class(self, module: str, name: str) -> Any:
         if module == __name__ and name == "_rebuild_leased":
@@ -272,9 +278,9 @@ class _Unpacker(pickle.Unpickler):
 class _Rebuilder:
     """Makes the tensors of one batch; those that shared a storage share one again."""
 
-    def __init__(self, imports: Imports) -> None:
-        self._imports = imports
-        self._storages: dict[int, torch.UntypedStorage] = {}
+    def __init__(self, tokens: dict[int, Array]) -> None:
+        self._tokens = tokens
+        self._storages: dict[tuple[int, int], torch.UntypedStorage] = {}
 
     def leased(
         self,
@@ -285,15 +291,15 @@ class _Rebuilder:
         requires_grad: bool,
     ) -> torch.Tensor:
         key, size_bytes, offset = place
-        storage = self._storages.get(key)
+        storage = self._storages.get((key, size_bytes))
         if storage is None:
-            raw = self._imports.token(key)[:size_bytes]
-            if strides is None and offset == 0 and dtype in NUMPY_DTYPES:
-                tensor = as_tensor(raw, shape, dtype) if raw.nbytes == size_bytes else None
-                if tensor is not None and tensor.nbytes == size_bytes:
-                    self._storages[key] = tensor.untyped_storage()
-                    return tensor.requires_grad_() if requires_grad else tensor
-            storage = self._storages[key] = torch.from_numpy(raw).untyped_storage()
+            raw = self._tokens[key][:size_bytes]
+            whole = strides is None and math.prod(shape) * dtype.itemsize == size_bytes
+            if whole and dtype in NUMPY_DTYPES:
+                tensor = as_tensor(raw, shape, dtype)
+                self._storages[key, size_bytes] = tensor.untyped_storage()
+                return tensor.requires_grad_() if requires_grad else tensor
+            storage = self._storages[key, size_bytes] = torch.from_numpy(raw).untyped_storage()
         tensor = torch.empty(0, dtype=dtype)
         tensor.set_(storage, offset, shape, strides or torch.empty(shape, device="meta").stride())
         return tensor.requires_grad_() if requires_grad else tensor
@@ -301,23 +307,40 @@ class _Rebuilder:
 
 def unpack(packed: tuple[Any, ...], imports: Imports) -> Any:
     """Return the batch that :func:`pack` made of in a worker."""
-    data, buffers = packed
+    data, (buffers, keys) = packed
+    # All of them at once: they come back even when the batch cannot be put together again.
+    tokens = {key: imports.token(key) for key in keys}
     if isinstance(data, tuple):
         key, size_bytes = data
-        data = imports.token(key)[:size_bytes].tobytes()  # the buffer returns at once
-    arrays = [imports.token(key)[:size_bytes] for key, size_bytes in buffers]
-    return _Unpacker(io.BytesIO(data), arrays, imports).load()
+        data = tokens.pop(key)[:size_bytes].tobytes()  # the buffer returns at once
+    arrays = [tokens[key][:size_bytes] for key, size_bytes in buffers]
+    return _Unpacker(io.BytesIO(data), arrays, tokens).load()
 
 
-def _small(tensor: torch.Tensor, requires_grad: bool) -> tuple[Any, ...]:
-    strides = None
-    if not tensor.is_contiguous():
-        tensor = tensor.clone(memory_format=torch.preserve_format)
-        strides = None if tensor.is_contiguous() else tensor.stride()
+def _strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    return None if tensor.is_contiguous() else tensor.stride()
+
+
+def _dense(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """Return the elements as they lie in memory, and the strides to find them by.
+
+    Expanded tensors stay small and channels last stays last. What lies far apart, a column of a
+    matrix for instance, is moved together: then the strides are None.
+    """
+    if tensor.is_contiguous():
+        return tensor, None
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in steps)
+    if span > 2 * tensor.numel():
+        return tensor.contiguous(), None
+    return tensor.as_strided((span,), (1,)), tensor.stride()
+
+
+def _bytes(tensor: torch.Tensor) -> bytearray:
+    """Return the bytes of a contiguous tensor of any type."""
     flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
     start = tensor.storage_offset() * tensor.itemsize
-    data = bytearray(flat.numpy()[start : start + tensor.nbytes].tobytes())
-    return data, tensor.dtype, tuple(tensor.shape), strides, requires_grad
+    return bytearray(flat.numpy()[start : start + tensor.nbytes].tobytes())
 
 
 def _rebuild_small(
@@ -339,7 +362,9 @@ def _rebuild_leased(*_: Any) -> torch.Tensor:
     raise RuntimeError("a batch on leases can only be unpacked by the process it was sent to")
 
 
-def _rebuild_subclass(plain: torch.Tensor, kind: type, state: dict[str, Any]) -> torch.Tensor:
+def _rebuild_subclass(
+    plain: torch.Tensor, kind: type, requires_grad: bool, state: dict[str, Any]
+) -> torch.Tensor:
     tensor: torch.Tensor = plain.as_subclass(kind)
     vars(tensor).update(state)
-    return tensor
+    return tensor.requires_grad_() if requires_grad else tensor
