@@ -9,7 +9,6 @@ from torch.utils.data import (
     ConcatDataset,
     Dataset,
     IterableDataset,
-    RandomSampler,
     Sampler,
     SequentialSampler,
     StackDataset,
@@ -21,7 +20,6 @@ from torch.utils.data import (
     get_worker_info,
     random_split,
 )
-from torch.utils.data.distributed import DistributedSampler
 
 from headrace.collate import default_collate
 from headrace.data.arrays import ArrayDataset
@@ -46,6 +44,8 @@ from headrace.errors import (
 )
 from headrace.loader import DataLoader
 from headrace.memory import alloc
+from headrace.sampling.distributed import DistributedSampler
+from headrace.sampling.random import RandomSampler
 
 __version__ = "0.1.0"
 

@@ -9,17 +9,22 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 import torch
 import torch.utils.data as torch_data
 from torch.utils.data import IterableDataset
+from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data._utils.pin_memory import pin_memory as pin
+from torch.utils.data.distributed import DistributedSampler
 
 from headrace.engine.fetch import Recipe
-from headrace.engine.lease import Pool
-from headrace.engine.plan import Engine, Options, worker_context
-from headrace.engine.shared import AVAILABLE, Home
-from headrace.engine.stats import Counters, Statistics
+from headrace.engine.plan import Options, worker_context
+from headrace.engine.ranks import ShardOption, which_rank
+from headrace.engine.session import Session
+from headrace.engine.shared import AVAILABLE
+from headrace.engine.state import Shape
+from headrace.engine.stats import Statistics
 from headrace.errors import OptionError
+from headrace.sampling.random import RandomSampler, uses_bijection
+from headrace.sampling.ranks import Shard, Uneven, rank_batch_size
 
 _T_co = TypeVar("_T_co", covariant=True)
-_TRANSIENT = ("_pool", "_home", "_counters", "_iterator")
 
 
 class DataLoader(torch_data.DataLoader[_T_co]):
@@ -57,6 +62,13 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         rng: ``"task"`` seeds torch, NumPy and ``random`` for each batch from (base seed, epoch,
             step), so that batches do not depend on the number of workers; ``"torch"`` leaves them
             as torch does, one stream for each worker.
+        seed: what orders and random numbers follow from, instead of ``generator``; the epochs
+            count up by themselves.
+        shard: ``"auto"``, or ``(rank, world_size)``: this process loads its part of one global
+            order, ``batch_size`` samples of every ``world_size * batch_size``. No sampler and no
+            ``set_epoch`` is needed.
+        uneven: what ranks do when they do not divide the samples. ``"exact"`` gives every sample
+            once over all ranks, ``"pad"`` repeats some, ``"drop"`` leaves some out.
 
     Raises:
         ValueError: for options that cannot be, at construction, as torch does.
@@ -85,6 +97,9 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         backend: Literal["auto", "process", "inline"] = "auto",
         worker_restarts: int = 3,
         rng: Literal["task", "torch"] = "task",
+        seed: int | None = None,
+        shard: ShardOption = None,
+        uneven: Uneven = "exact",
     ) -> None:
         try:
             super().__init__(
@@ -121,21 +136,132 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 "backend='process' needs worker processes, but num_workers is 0. "
                 "Write DataLoader(..., num_workers=2, backend='process')."
             )
-        self._pool, self._home = Pool(), Home()
-        self._counters = Counters()
+        if type(self.sampler) is TorchRandomSampler and sampler is None:
+            self._shuffle_large(self.sampler)
+        self.seed = seed
+        self.shard = shard
+        self.uneven = uneven
+        self._check_shard()
+        self._session = Session()
+
+    def _shuffle_large(self, sampler: TorchRandomSampler) -> None:
+        """Order a dataset of more than 2^24 samples by arithmetic, not by a list of them."""
+        if not uses_bijection(len(sampler.data_source)):
+            return
+        own = RandomSampler(sampler.data_source, generator=sampler.generator)
+        self.__dict__["sampler"] = own
+        if self.batch_sampler is not None:
+            self.batch_sampler.sampler = own  # type: ignore[attr-defined]
 
     def statistics(self) -> Statistics:
         """Return what this loader has done so far: batches, samples, bytes, seconds waited."""
-        return self._counters.snapshot()
+        return self._session.totals.snapshot()
 
-    def __iter__(self) -> Any:
-        """Begin an epoch."""
-        self._counters.epochs += 1
-        return super().__iter__()
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, as JSON values.
+
+        It covers the batches that were handed out, not those prefetched. Taken inside the loop it
+        resumes behind the present batch; taken after the loop, at a full next epoch. For map-style
+        datasets it does not depend on the backend or the number of workers.
+
+        Besides the position it holds the generator that orders are drawn from (the loader's own,
+        or torch's default one), as it stood at the beginning of the epoch and now.
+        """
+        return self._session.state(self._shape(), self.generator, self._order_length())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a state was taken: at the next ``iter()``, in this or another process.
+
+        The generator is put back as it stood when the state was taken, torch's default one too if
+        the loader draws from that. For map-style datasets no data is read to get there.
+
+        Raises:
+            StateError: the state is not ours, newer, damaged, or of another dataset, batch size or
+                kind of order; for iterable datasets also of another number of workers.
+        """
+        rank = which_rank(self.shard)
+        if rank is not None:
+            self._session.keep_global_batch(state_dict, rank[1])
+        self._session.load(state_dict, self._shape())
+        persistent: Any = self._iterator
+        if persistent is not None:
+            persistent._shutdown_workers()
+            self.__dict__["_iterator"] = None
+
+    def _shape(self) -> Shape:
+        return Shape(self._dataset_length(), self._global_batch(), self._order_name())
+
+    def _dataset_length(self) -> int | None:
+        if isinstance(self.dataset, IterableDataset):
+            return None
+        try:
+            return len(self.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def _global_batch(self) -> int | None:
+        """Return the samples of a step over all ranks; None for batches of a custom sampler."""
+        if self._session.kept_global_batch is not None:
+            return self._session.kept_global_batch
+        if self.batch_size is None:
+            return 1 if self.batch_sampler is None else None
+        rank = which_rank(self.shard)
+        return self.batch_size * (1 if rank is None else rank[1])
+
+    def _order_name(self) -> str:
+        sampler = self._index_sampler
+        inner = sampler.sampler if type(sampler) is torch_data.BatchSampler else sampler
+        return type(inner).__name__
+
+    def _order_length(self) -> int | None:
+        if isinstance(self.dataset, IterableDataset):
+            return None
+        try:
+            return len(self.sampler)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def _check_shard(self) -> None:
+        if self.shard is None:
+            return
+        which_rank(self.shard)
+        inner = getattr(self.batch_sampler, "sampler", self.sampler)
+        if isinstance(inner, DistributedSampler) or isinstance(self.sampler, DistributedSampler):
+            raise OptionError(
+                "shard= divides the order among ranks, and so does DistributedSampler: together "
+                "they would divide it twice. Write DataLoader(dataset, shuffle=True, shard='auto')."
+            )
+        if isinstance(self.dataset, IterableDataset):
+            if not hasattr(self.dataset, "shard"):
+                raise OptionError(
+                    f"{type(self.dataset).__name__} cannot be divided among ranks: it has no "
+                    f"shard(index, count) method. Give it one that returns the part of one rank."
+                )
+        elif type(self.batch_sampler) is not torch_data.BatchSampler:
+            raise OptionError(
+                "shard= divides batches of a fixed size. Leave batch_sampler= out and give "
+                "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=)."
+            )
+
+    def _shard_now(self) -> Shard | None:
+        rank = which_rank(self.shard)
+        if rank is None or isinstance(self.dataset, IterableDataset):
+            return None
+        batch_size = self.batch_size or 1
+        if self._session.kept_global_batch is not None:
+            batch_size = rank_batch_size(self._session.kept_global_batch, rank[1])
+        return Shard(*rank, batch_size, self.uneven, self.drop_last)
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch, for this rank if the loader is sharded."""
+        shard = self._shard_now()
+        if shard is None:
+            return super().__len__()
+        return shard.rank_steps(len(self.sampler))  # type: ignore[arg-type]
 
     def _get_iterator(self) -> Any:
         if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
-            self._counters.path = "torch"
+            self._session.totals.counters_of(self).path = "torch"
             return super()._get_iterator()
         if self.num_workers:
             self.check_worker_number_rationality()
@@ -144,8 +270,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"timeout={self.timeout} needs workers to wait for. Write DataLoader(..., "
                 f"num_workers=1, timeout={self.timeout}), or leave it out."
             )
-        if not self._pool.is_mine():
-            self._pool, self._home = Pool(), Home()  # inherited by a fork
+        if not self._session.pool.is_mine():
+            self._session = Session()  # what is there was inherited by a fork
         return LoaderIterator(self)
 
     @property
@@ -155,9 +281,12 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def _options(self) -> Options:
         """Return what the engine needs to know, as the attributes are now."""
         iterable = isinstance(self.dataset, IterableDataset)
+        dataset, rank = self.dataset, which_rank(self.shard)
+        if iterable and rank is not None:
+            dataset = dataset.shard(*rank)  # type: ignore[attr-defined]
         return Options(
             recipe=Recipe(
-                dataset=self.dataset,
+                dataset=dataset,
                 collate=self.collate_fn,
                 iterable=iterable,
                 auto_collation=self._auto_collation,
@@ -176,15 +305,16 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             restarts=self.worker_restarts,
             own_rng=self.rng == "task",
             persistent=self.persistent_workers,
+            seed=self.seed,
+            shard=self._shard_now(),
+            dataset_length=self._dataset_length(),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _TRANSIENT}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_session", "_iterator")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(
-            state, _pool=Pool(), _home=Home(), _counters=Counters(), _iterator=None
-        )
+        self.__dict__.update(state, _iterator=None, _session=Session())
 
 
 _DATAPIPES = (torch_data.IterDataPipe, torch_data.MapDataPipe)
@@ -196,13 +326,13 @@ class LoaderIterator(Generic[_T_co]):
     def __init__(self, loader: DataLoader[_T_co]) -> None:
         self._sampler = loader._index_sampler
         self._device = _pin_device(loader)
-        self._engine = Engine(loader._options(), loader._pool, loader._home, loader._counters)
+        self._engine = loader._session.begin(self, loader._options())
         self._workers = self._engine.workers
         self._begin(loader)
 
     def _reset(self, loader: DataLoader[_T_co]) -> None:
         """Begin another epoch with the same workers: what torch calls for persistent ones."""
-        self._engine.next_epoch()
+        loader._session.next_epoch(self, self._engine)
         self._begin(loader)
 
     def _begin(self, loader: DataLoader[_T_co]) -> None:

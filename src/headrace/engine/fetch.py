@@ -5,6 +5,7 @@ Every backend uses it, in whichever process it runs.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -72,12 +73,29 @@ class Fetcher:
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
+        self._stateful: Any = None
 
-    def start(self, seed: int) -> None:
-        """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators."""
-        if self._recipe.iterable:
-            with self._generators(seed):
-                self._iterator = iter(self._recipe.dataset)
+    def start(self, seed: int, state: Any = None) -> None:
+        """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators.
+
+        ``state`` is what the dataset, or its iterator, said of itself behind an earlier batch.
+        """
+        if not self._recipe.iterable:
+            return
+        dataset = self._recipe.dataset
+        if state is not None:
+            # At its end a dataset's state may be that of its beginning: it is not asked again.
+            self._ended, state = state["ended"], state["dataset"]
+        with self._generators(seed):
+            if state is not None and hasattr(dataset, "load_state_dict"):
+                dataset.load_state_dict(state)
+            self._iterator = iter(dataset)
+            if hasattr(self._iterator, "state_dict"):
+                self._stateful = self._iterator
+                if state is not None and not hasattr(dataset, "load_state_dict"):
+                    self._stateful.load_state_dict(state)
+            if hasattr(dataset, "state_dict"):
+                self._stateful = dataset
 
     def __call__(self, task: Task) -> Result:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
@@ -92,7 +110,14 @@ class Fetcher:
         if made is None:
             return Exhausted(task.step, self._worker)
         batch, samples = made
-        return Done(task.step, batch, samples, size_bytes(batch), time.perf_counter() - started)
+        took = time.perf_counter() - started
+        return Done(task.step, batch, samples, size_bytes(batch), took, self._state())
+
+    def _state(self) -> dict[str, Any] | None:
+        """Return where an iterable dataset stands, if it can say so."""
+        if self._stateful is None:
+            return None
+        return {"ended": self._ended, "dataset": copy.deepcopy(self._stateful.state_dict())}
 
     def batch_of(self, indices: Any) -> Any:
         """Make the batch of a list of indices, outside any task: no user code may be in it."""

@@ -141,17 +141,26 @@ class BlockGather:
         """
         if not isinstance(indices, (list, tuple, range, np.ndarray, torch.Tensor)):
             indices = list(indices)  # a set, a generator: may be walked once only
+        self.counters.failed += 1  # unless it turns out well
         array = in_range(indices, len(self._gatherer), "the dataset")
         if array is None or len(array) == 0:
             batch = otherwise(indices)
             self.counters.add_batch(len(indices), size_bytes(batch))
-            return batch
-        return self._one(array)
+        else:
+            batch = self._gathered(array)
+        self.counters.failed -= 1
+        return batch
 
     def _one(self, indices: IndexArray) -> Any:
         """Return the batch of ``indices``, or raise for it alone."""
+        self.counters.failed += 1
         array = in_range(indices, len(self._gatherer), "the dataset")
         assert array is not None
+        batch = self._gathered(array)
+        self.counters.failed -= 1
+        return batch
+
+    def _gathered(self, array: IndexArray) -> Any:
         block = self._gather(array, len(array))
         self.counters.fetch_s += block.seconds
         self.counters.wait_s += block.seconds

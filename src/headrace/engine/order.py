@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from headrace.data.gather import IndexArray
 from headrace.engine.task import Task
 from headrace.rng import task_seed
-from headrace.sampling.order import exact_batches, index_chunks
+from headrace.sampling.order import exact_batches, index_chunks, is_exact
+from headrace.sampling.ranks import Shard
 
 
 class Order:
@@ -20,22 +22,54 @@ class Order:
     and ``drop_last``; None where a custom sampler has to be asked.
     """
 
-    def __init__(self, index_sampler: Any, auto_collation: bool) -> None:
+    def __init__(
+        self, index_sampler: Any, auto_collation: bool, skip: int = 0, shard: Shard | None = None
+    ) -> None:
+        self.begun = False  # whether anything has been drawn for the order
+        self._skip = 0 if shard is not None else skip
         self.chunks: Iterator[IndexArray] | None = None
         self.batch_size = 1
         self.drop_last = False
         self._auto_collation = auto_collation
         self._custom: Iterator[Any] | None = None
+        if shard is not None:
+            self._custom = _rank_batches(index_sampler, shard, skip)
+            return
         sampler = index_sampler
         if auto_collation:
             exact = exact_batches(index_sampler)
             sampler = None
             if exact is not None:
                 sampler, self.batch_size, self.drop_last = exact
-        if sampler is not None:
-            self.chunks = index_chunks(sampler) if not auto_collation else _at_first_batch(sampler)
+        if sampler is not None and is_exact(sampler):
+            self.chunks = self._when_asked(sampler)
         if self.chunks is None:
             self._custom = iter(index_sampler)
+        self._sampler = sampler
+
+    def _when_asked(self, sampler: Any) -> Iterator[IndexArray]:
+        """Yield a known sampler's order as it is when the first batch is asked for.
+
+        torch's samplers are generators: they draw then, and a program may call ``set_epoch`` in
+        between.
+        """
+        self.begun = True
+        chunks = index_chunks(sampler)
+        if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
+            chunks = iter([np.array(list(sampler), np.int64)])
+        yield from cast("Iterator[IndexArray]", chunks)
+
+    def skip(self) -> None:
+        """Go past the batches to skip now, drawing what they draw; no data is read."""
+        self.begun = True
+        if self._custom is not None:
+            for _ in range(self._skip):
+                next(self._custom, None)
+            return
+        chunks = index_chunks(self._sampler, self._skip * self.batch_size)
+        assert chunks is not None
+        first = list(itertools.islice(chunks, 1))
+        self.chunks = cast("Iterator[IndexArray]", itertools.chain(first, chunks))
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over what the loader's index sampler would yield."""
@@ -52,16 +86,18 @@ class Order:
                 yield indices[start : start + self.batch_size].tolist()
 
 
-def _at_first_batch(sampler: Any) -> Iterator[IndexArray]:
-    """Yield a known sampler's order as it is when the first batch is asked for.
-
-    torch's ``BatchSampler`` is a generator: only then does it ask its sampler for an iterator, and
-    a program may call ``set_epoch`` in between.
-    """
-    chunks = index_chunks(sampler)
-    if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
-        chunks = iter([np.array(list(sampler), np.intp)])
-    yield from cast("Iterator[IndexArray]", chunks)
+def _rank_batches(batch_sampler: Any, shard: Shard, steps: int) -> Iterator[list[int]]:
+    """Return one rank's index batches of a global order, from a step on."""
+    sampler = batch_sampler.sampler
+    start = steps * shard.global_batch
+    chunks = cast("Iterator[IndexArray] | None", index_chunks(sampler, start))
+    if chunks is None:
+        indices = itertools.islice(sampler, start, None)
+        pieces = iter(lambda: list(itertools.islice(indices, shard.global_batch)), [])
+        chunks = (np.array(piece, np.int64) for piece in pieces)
+    if steps:  # the first draws belong to the time when the epoch began
+        chunks = itertools.chain(list(itertools.islice(chunks, 1)), chunks)
+    return (batch.tolist() for batch in shard.batches(cast("Any", chunks), len(sampler), start))
 
 
 def whole_batches(
@@ -82,11 +118,19 @@ def whole_batches(
 class Tasks:
     """Numbers index batches into tasks. It survives a sampler that raises."""
 
-    def __init__(self, indices: Iterator[Any], base_seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        indices: Iterator[Any],
+        base_seed: int,
+        epoch: int,
+        step: int = 0,
+        after_each: Callable[[int], None] | None = None,
+    ) -> None:
         self._indices = indices
         self._base_seed = base_seed
         self._epoch = epoch
-        self._step = 0
+        self._step = step
+        self._after_each = after_each
 
     def __iter__(self) -> Iterator[Task]:
         return self
@@ -96,4 +140,15 @@ class Tasks:
         indices = next(self._indices)
         step = self._step
         self._step += 1
+        if self._after_each is not None:
+            self._after_each(step)
         return Task(self._epoch, step, indices, task_seed(self._base_seed, self._epoch, step))
+
+    def of_stream(self, task: Task, worker: int, number: int, workers: int) -> Task:
+        """Return a task for the ``number``-th batch of one worker's stream.
+
+        When a worker learns that another's stream has ended is a matter of chance, so the seed
+        follows from its own count. While all streams last that is the seed of the step.
+        """
+        seed = task_seed(self._base_seed, self._epoch, number * workers + worker)
+        return task._replace(seed=seed)

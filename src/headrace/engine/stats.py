@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,43 @@ class Statistics:
     moved: int
 
 
+class Totals:
+    """The counters of all iterators that a loader has made."""
+
+    def __init__(self) -> None:
+        self._epochs = 0
+        self._past: list[Statistics] = []
+        self._live: list[tuple[weakref.ref[Any], Counters]] = []
+
+    def counters_of(self, iterator: object) -> Counters:
+        """Return new counters for one epoch of an iterator."""
+        self._epochs += 1
+        over = [c for owner, c in self._live if owner() is None or owner() is iterator]
+        self._live = [(o, c) for o, c in self._live if o() is not None and o() is not iterator]
+        self._past = [_sum([*self._past, *(c.snapshot() for c in over)])]
+        counters = Counters()
+        self._live.append((weakref.ref(iterator), counters))
+        return counters
+
+    def snapshot(self) -> Statistics:
+        """Return the sum over all iterators."""
+        total = _sum([*self._past, *(counters.snapshot() for _, counters in self._live)])
+        return replace(total, epochs=self._epochs)
+
+
+def _sum(parts: list[Statistics]) -> Statistics:
+    """Add statistics up; the path is that of the latest."""
+    total = Statistics("", 0, 0, 0, 0, 0.0, 0.0, 0, 0)
+    for part in parts:
+        sums = {
+            f.name: getattr(total, f.name) + getattr(part, f.name)
+            for f in fields(Statistics)
+            if f.name != "path"
+        }
+        total = Statistics(path=part.path or total.path, **sums)
+    return total
+
+
 class Counters:
     """What a snapshot is taken from.
 
@@ -45,8 +84,8 @@ class Counters:
 
     def __init__(self) -> None:
         self.path = ""
-        self.epochs = 0
         self.batches = 0
+        self.failed = 0  # steps that raised instead of giving a batch
         self.wait_s = 0.0
         self.fetch_s = 0.0
         self.restarts = 0
@@ -55,6 +94,11 @@ class Counters:
         self._each = (0, 0)
 
     clock = staticmethod(time.perf_counter)
+
+    @property
+    def position(self) -> int:
+        """Return the steps that have left, as batches or as exceptions."""
+        return self.batches + self.failed
 
     def set_batch(self, samples: int, size_bytes: int) -> None:
         """Say how many samples and bytes each batch from now on has."""
@@ -83,7 +127,7 @@ class Counters:
         samples, size_bytes = self._totals()
         return Statistics(
             path=self.path,
-            epochs=self.epochs,
+            epochs=0,
             batches=self.batches,
             samples=samples,
             size_bytes=size_bytes,

@@ -19,13 +19,17 @@ class Task(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A task's batch, and what it took."""
+    """A task's batch, and what it took.
+
+    ``state`` is that of an iterable dataset behind this batch, where it can say it.
+    """
 
     step: int
     batch: Any
     samples: int
     size_bytes: int
     fetch_s: float
+    state: Any = None
 
 
 class Failed(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from headrace.engine.backends.base import Backend, Died, Finished
+from headrace.engine.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import WorkerDiedError, WorkerTimeoutError
@@ -22,6 +23,9 @@ class Policy:
 
     ``depth`` is the number of tasks in flight or waiting to be handed out; ``eager`` submits them
     before they are asked for. ``movable`` says that a batch does not depend on its worker.
+    For the streams of an iterable dataset, ``given_before`` counts the batches of each worker
+    before this window, ``turn`` is the worker whose turn it is, and ``on_stream`` hears of each
+    batch that leaves: its worker, and the dataset's state behind it.
     """
 
     depth: int = 1
@@ -31,14 +35,15 @@ class Policy:
     movable: bool = False
     timeout_s: float = 0
     restarts: int = 0
+    given_before: tuple[int, ...] = ()
+    turn: int = 0
+    on_stream: Callable[[int, Any], None] | None = None
 
 
 class Window:
     """Hands out the batches of a stream of tasks."""
 
-    def __init__(
-        self, tasks: Iterator[Task], backend: Backend, counters: Counters, policy: Policy
-    ) -> None:
+    def __init__(self, tasks: Tasks, backend: Backend, counters: Counters, policy: Policy) -> None:
         self._tasks = tasks
         self._backend = backend
         self._counters = counters
@@ -48,8 +53,15 @@ class Window:
         self._given: list[deque[Task]] = [deque() for _ in range(backend.workers)]
         self._since = [0.0] * backend.workers  # when the head of each worker's tasks was begun
         self._active = list(range(backend.workers))
-        self._turn = 0
+        self._turn = policy.turn
+        self._numbers = list(policy.given_before) or [0] * backend.workers
+        self._streams: dict[Hashable, int] = {}  # step -> worker
+        self._states: list[Any] = [None] * backend.workers  # the dataset's, behind the last batch
         self._done: list[list[Task]] = [[] for _ in range(backend.workers)]  # for replay
+        for worker, count in enumerate(policy.given_before):
+            self._done[worker] = [
+                self._of_stream(Task(0, -1, None, 0), worker, n) for n in range(count)
+            ]
         self._restarts = 0
         self._failed_samplings = 0
         self._broken: WorkerDiedError | None = None
@@ -71,6 +83,7 @@ class Window:
             self._top_up(self._policy.depth)
         self._counters.wait_s += self._counters.clock() - started
         if isinstance(result, Failed):
+            self._counters.failed += 1
             error = result.error
             del result
             try:
@@ -100,10 +113,15 @@ class Window:
         if self._policy.in_order:
             if self._due[0] not in self._ready:
                 return None
-            return self._ready.pop(self._due.popleft())
-        step = next(iter(self._ready))
-        self._due.remove(step)
-        return self._ready.pop(step)
+            step = self._due.popleft()
+        else:
+            step = next(iter(self._ready))
+            self._due.remove(step)
+        result = self._ready.pop(step)
+        if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
+            state = result.state if isinstance(result, Done) else None
+            self._policy.on_stream(self._streams.pop(step), state)
+        return result
 
     # Submission
 
@@ -126,8 +144,15 @@ class Window:
             return False
         self._turn = (self._turn + 1) % len(self._active)
         self._due.append(task.step)
+        if self._policy.iterable:
+            task = self._of_stream(task, worker, self._numbers[worker])
+            self._numbers[worker] += 1
+            self._streams[task.step] = worker
         self._give(worker, task)
         return True
+
+    def _of_stream(self, task: Task, worker: int, number: int) -> Task:
+        return self._tasks.of_stream(task, worker, number, self._backend.workers)
 
     def _next_worker(self) -> int:
         """Return whose turn it is: round and round, or whoever has least to do."""
@@ -166,7 +191,10 @@ class Window:
         task = self._given[worker].popleft()
         self._since[worker] = self._counters.clock()
         self._ready[task.step] = result
-        if self._policy.iterable:
+        if self._policy.iterable and isinstance(result, Done) and result.state is not None:
+            self._states[worker] = result.state
+            self._done[worker].clear()
+        elif self._policy.iterable:
             self._done[worker].append(task)
         if isinstance(result, Exhausted) and worker in self._active:
             place = self._active.index(worker)
@@ -230,7 +258,7 @@ class Window:
             raise self._broken
         self._restarts += 1
         self._counters.restarts += 1
-        self._backend.replace(worker, self._done[worker])
+        self._backend.replace(worker, self._done[worker], self._states[worker])
         self._given[worker].clear()
         for task in tasks:
             self._give(worker, task)

@@ -53,6 +53,7 @@ class Setup:
     user_pid: int
     kernel_watches: bool
     stack_file: wire.Descriptor | None = None
+    dataset_state: Any = None
     heirlooms: list[Memory] = field(default_factory=list)
 
 
@@ -160,7 +161,7 @@ class _Worker:
         except Exception as error:
             self._failure = Failed(-1, error)
             return
-        self._begin_epoch(setup.epoch_seed)
+        self._begin_epoch(setup.epoch_seed, setup.dataset_state)
 
     def _respect_own_seeds(self, before: tuple[Any, ...]) -> None:
         """Leave generators alone that ``worker_init_fn`` seeded to something of its own."""
@@ -174,11 +175,11 @@ class _Worker:
             )
             wire.send(self._end, (wire.NOTICE, text), [])
 
-    def _begin_epoch(self, seed: int) -> None:
+    def _begin_epoch(self, seed: int, dataset_state: Any = None) -> None:
         seeded = self._seeded if self._setup.own_rng and not self._setup.recipe.quiet else None
         self._fetcher = Fetcher(self._setup.recipe, self._pool, seeded, self._setup.worker)
         try:
-            self._fetcher.start(seed)
+            self._fetcher.start(seed, dataset_state)
         except Exception as error:
             self._failure = Failed(-1, error)
 

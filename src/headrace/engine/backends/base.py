@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headrace.engine.task import Result, Task
 
@@ -47,8 +47,11 @@ class Backend(ABC):
         """Take back the tasks that a worker has not started, oldest first."""
         return []
 
-    def replace(self, worker: int, done: list[Task]) -> None:
-        """Start a dead worker again, and bring an iterable dataset past the tasks ``done``."""
+    def replace(self, worker: int, done: list[Task], state: Any) -> None:
+        """Start a dead worker again.
+
+        Its iterable dataset goes on from ``state``, if that is known, and past the tasks ``done``.
+        """
         raise NotImplementedError
 
     def describe(self, worker: int) -> str:

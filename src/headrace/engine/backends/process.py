@@ -138,9 +138,11 @@ class ProcessBackend(Backend):
         self._poll.register(worker.mine, _IN)
         self._poll.register(worker.pidfd, _IN)
 
-    def replace(self, worker: int, done: list[Task]) -> None:
-        """Start a dead worker again; an iterable dataset is replayed past the tasks ``done``."""
+    def replace(self, worker: int, done: list[Task], state: Any) -> None:
+        """Start a dead worker again; an iterable dataset goes on from ``state``, past ``done``."""
         setup = self._crew[worker].setup
+        if state is not None:
+            setup.dataset_state = state
         if self._spare is not None:
             new = Worker(setup, Imports(self._home, []))
             try:
@@ -154,7 +156,11 @@ class ProcessBackend(Backend):
         if self._spare is None:
             self._start(setup, [])
         if done:
-            self._put(self._crew[worker], (wire.REPLAY, [tuple(task) for task in done]))
+            self.replay(worker, done)
+
+    def replay(self, worker: int, tasks: list[Task]) -> None:
+        """Have a worker make batches that nobody wants, to bring its stream to a place."""
+        self._put(self._crew[worker], (wire.REPLAY, [tuple(task) for task in tasks]))
 
     # Tasks
 
@@ -177,6 +183,7 @@ class ProcessBackend(Backend):
             worker.stale += worker.outstanding
             worker.outstanding = 0
             worker.setup.epoch_seed = seed
+            worker.setup.dataset_state = None
             self._put(worker, (wire.EPOCH, seed))
 
     def retract(self, worker: int) -> list[Task]:

@@ -79,7 +79,7 @@ class Spare:
 
     def fork(self, setup: Setup, its: socket.socket, stack_file: int) -> Adopted:
         """Have a worker forked, with ``its`` end of a socket."""
-        seeds = (setup.worker, setup.epoch_seed)
+        seeds = (setup.worker, setup.epoch_seed, setup.dataset_state)
         try:
             wire.send(self._mine, (_FORK, *seeds), [its.fileno(), stack_file])
             pid = self._wait_for(_STARTED, None)
@@ -154,17 +154,18 @@ def _serve(end: socket.socket, setups: list[Setup]) -> None:
         pid = os.fork()
         if pid == 0:
             end.close()
-            _become_worker(setups[message[1]], message[2], descriptors)
+            setup = setups[message[1]]
+            setup.epoch_seed, setup.dataset_state = message[2:]
+            _become_worker(setup, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         children[os.pidfd_open(pid)] = pid
         wire.send(end, (_STARTED, pid), [])
 
 
-def _become_worker(setup: Setup, epoch_seed: int, descriptors: list[int]) -> None:
+def _become_worker(setup: Setup, descriptors: list[int]) -> None:
     code = 1
     try:
-        setup.epoch_seed = epoch_seed
         setup.stack_file = wire.Descriptor(descriptors[1])
         setup.user_pid = os.getppid()  # the spare leaves with the user's process
         worker_main(socket.socket(fileno=descriptors[0]), setup)
