@@ -30,15 +30,29 @@ def main(root: int) -> None:
 
 
 def tree_bytes(root: int) -> int:
-    """Return the bytes of the process ``root`` and its descendants, this one left out."""
+    """Return the bytes of the process ``root`` and its descendants, this one left out.
+
+    When a process is forked or ends between two looks, pages that it shares are counted with the
+    old share here and with the new one there: the sum would be of no moment that there was. Such a
+    sum is dropped and made again.
+    """
+    family = _family(root)
+    while True:
+        total = sum(_proportional_bytes(pid) for pid in family)
+        now = _family(root)
+        if now == family:
+            return total
+        family = now
+
+
+def _family(root: int) -> set[int]:
     import psutil
 
     try:
         descendants = psutil.Process(root).children(recursive=True)
     except psutil.NoSuchProcess:
-        return 0
-    family = {root, *(process.pid for process in descendants)} - {os.getpid()}
-    return sum(_proportional_bytes(pid) for pid in family)
+        return set()
+    return {root, *(process.pid for process in descendants)} - {os.getpid()}
 
 
 def _proportional_bytes(pid: int) -> int:

@@ -34,6 +34,13 @@ def closing_stuck(size: Size, say: Say) -> Row:
     torch waits some seconds for one worker after the other, so it is measured once, with one stuck
     worker unless the run is a full one, and not at all in a quick one.
     """
+    with warnings.catch_warnings():
+        # More workers than cores is the point here.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        return _closing_stuck(size, say)
+
+
+def _closing_stuck(size: Size, say: Say) -> Row:
     count = size.choose(8, 1)
     say(f"closing {count} stuck {_workers(count)}")
     closings = [_close_stuck(OURS, count) for _ in range(size.choose(3, 1))]
@@ -74,14 +81,12 @@ def _system(name: str, closings: list[Closing]) -> System:
 def _close_stuck(system: str, workers: int) -> Closing:
     fork = multiprocessing.get_context("fork")
     stuck = fork.Semaphore(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = LOADERS[system](
-            Stuck(workers, 4 * workers, stuck),
-            batch_size=1,
-            num_workers=workers,
-            multiprocessing_context=fork,
-        )
+    loader = LOADERS[system](
+        Stuck(workers, 4 * workers, stuck),
+        batch_size=1,
+        num_workers=workers,
+        multiprocessing_context=fork,
+    )
     cpu = tree_cpu_seconds()
     with TreeMemory() as memory:
         iterator: Any = iter(loader)
