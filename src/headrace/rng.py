@@ -173,11 +173,14 @@ class ProcessGenerators:
             the names of the generators that are the user's from now on.
         """
         derived = worker_seed % 2**32
-        recipe = (None, _numpy_words(np.random.RandomState(derived)), _python_words(derived))
+        numpy_recipe = _numpy_words(np.random.RandomState(derived))
+        recipe: tuple[Any, ...] = (None, numpy_recipe, _python_words(random.Random(derived)))
         for name, before, now, known in zip(
             _NAMES, keys_before, generator_keys(), recipe, strict=True
         ):
-            if now not in (before, known):
+            if now not in (before, known) and not (
+                isinstance(now, bytes) and _drawn_from((before, known), now)
+            ):
                 self._users.add(name)
         return [name for name in _NAMES if name in self._users]
 
@@ -186,17 +189,34 @@ _NAMES = ("torch", "NumPy", "random")
 
 
 def generator_keys() -> tuple[Any, ...]:
-    """Return what tells how each global generator was seeded; drawing a few numbers keeps it."""
+    """Return what tells how each global generator was seeded."""
     numpy_words = _numpy_words(np.random.mtrand._rand)
-    return torch.initial_seed(), numpy_words, random.getstate()[1][:-1]
+    return torch.initial_seed(), numpy_words, _python_words(random)
 
 
 def _numpy_words(state: np.random.RandomState) -> bytes:
-    return bytes(memoryview(np.asarray(state.get_state(legacy=False)["state"]["key"])))
+    return np.asarray(state.get_state(legacy=False)["state"]["key"]).tobytes()
 
 
-def _python_words(seed: int) -> tuple[int, ...]:
-    return random.Random(seed).getstate()[1][:-1]
+def _python_words(generator: Any) -> bytes:
+    return np.array(generator.getstate()[1][:-1], np.uint32).tobytes()
+
+
+def _drawn_from(keys: tuple[bytes, ...], now: bytes) -> bool:
+    """Say whether drawing numbers leads from one of these Mersenne Twister keys to ``now``.
+
+    NumPy's and Python's generators are the same one: each 624 numbers make a new key. A hundred
+    thousand numbers are looked at, more than anybody draws to set a worker up.
+    """
+    for key in keys:
+        words = np.frombuffer(key, np.uint32)
+        state = np.random.RandomState()
+        state.set_state(("MT19937", words, len(words), 0, 0.0))
+        for _ in range(100_000 // len(words)):
+            state.bytes(words.nbytes)
+            if _numpy_words(state) == now:
+                return True
+    return False
 
 
 class TaskGenerators:
