@@ -69,6 +69,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             ``set_epoch`` is needed.
         uneven: what ranks do when they do not divide the samples. ``"exact"`` gives every sample
             once over all ranks, ``"pad"`` repeats some, ``"drop"`` leaves some out.
+        batch_transform: a function of the collated batch, run where the batch is made, on random
+            numbers of its own: another augmentation for each batch.
 
     Raises:
         ValueError: for options that cannot be, at construction, as torch does.
@@ -100,6 +102,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         seed: int | None = None,
         shard: ShardOption = None,
         uneven: Uneven = "exact",
+        batch_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         try:
             super().__init__(
@@ -141,6 +144,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self.seed = seed
         self.shard = shard
         self.uneven = uneven
+        self.batch_transform = batch_transform
         self._check_shard()
         self._session = Session()
 
@@ -292,6 +296,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 auto_collation=self._auto_collation,
                 batch_size=self.batch_size,
                 drop_last=self.drop_last,
+                transform=self.batch_transform,
             ),
             index_sampler=self._index_sampler,
             generator=self.generator,

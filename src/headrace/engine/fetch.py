@@ -19,9 +19,13 @@ from torch.utils.data import default_convert as torch_default_convert
 
 from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
+from headrace.data.gather import Gatherer, find_gatherer
+from headrace.engine.gather import BlockGather
+from headrace.engine.lease import Pool
+from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import CollateError, DatasetStoppedError
-from headrace.memory import Lender, lending
+from headrace.memory import lending
 from headrace.tree import size_bytes
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -34,7 +38,7 @@ class Recipe:
     """What every fetch of a loader has in common; it travels to a worker once.
 
     ``batch_size`` is None where the loader does not batch. ``iterable`` says that the dataset is
-    iterated, not indexed.
+    iterated, not indexed. ``transform`` is applied to each batch where it is made.
     """
 
     dataset: Any
@@ -43,6 +47,7 @@ class Recipe:
     auto_collation: bool
     batch_size: int | None
     drop_last: bool
+    transform: Callable[[Any], Any] | None = None
 
     @property
     def quiet(self) -> bool:
@@ -51,7 +56,14 @@ class Recipe:
             type(self.dataset) in _QUIET_DATASETS
             and self.collate in _QUIET_COLLATES
             and is_default(default_collate)  # not with functions of the user's in torch's table
+            and self.transform is None
         )
+
+    def gatherer(self) -> Gatherer | None:
+        """Return the gatherer of a dataset of columns, where nothing but it makes the batch."""
+        if self.iterable or not self.auto_collation or not is_default(self.collate):
+            return None
+        return find_gatherer(self.dataset)
 
 
 class Fetcher:
@@ -60,7 +72,7 @@ class Fetcher:
     def __init__(
         self,
         recipe: Recipe,
-        lender: Lender | None,
+        pool: Pool,
         generators: Callable[[int], AbstractContextManager[None]] | None,
         worker: int = 0,
     ) -> None:
@@ -68,12 +80,13 @@ class Fetcher:
         self._collate = (
             default_collate if recipe.collate is torch_default_collate else recipe.collate
         )
-        self._lender = lender
+        self._pool = pool
         self._seeded = generators
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
         self._stateful: Any = None
+        self._gather: BlockGather | None = None
 
     def start(self, seed: int, state: Any = None) -> None:
         """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators.
@@ -81,6 +94,9 @@ class Fetcher:
         ``state`` is what the dataset, or its iterator, said of itself behind an earlier batch.
         """
         if not self._recipe.iterable:
+            gatherer = self._recipe.gatherer()
+            if gatherer is not None:
+                self._gather = BlockGather(gatherer, self._pool, Counters())
             return
         dataset = self._recipe.dataset
         if state is not None:
@@ -101,8 +117,11 @@ class Fetcher:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
         started = time.perf_counter()
         try:
-            with self._generators(task.seed), lending(self._lender):
+            with self._generators(task.seed), lending(self._pool):
                 made = self._next_batch() if self._recipe.iterable else self._indexed(task.indices)
+                if made is not None and self._recipe.transform is not None:
+                    made = self._recipe.transform(made[0]), made[1]
+                state = self._state()
         except StopIteration as error:
             return Failed(task.step, self._stopped(error))
         except Exception as error:
@@ -111,7 +130,7 @@ class Fetcher:
             return Exhausted(task.step, self._worker)
         batch, samples = made
         took = time.perf_counter() - started
-        return Done(task.step, batch, samples, size_bytes(batch), took, self._state())
+        return Done(task.step, batch, samples, size_bytes(batch), took, state)
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
@@ -121,7 +140,7 @@ class Fetcher:
 
     def batch_of(self, indices: Any) -> Any:
         """Make the batch of a list of indices, outside any task: no user code may be in it."""
-        with lending(self._lender):
+        with lending(self._pool):
             return self._indexed(indices)[0]
 
     def _generators(self, seed: int) -> AbstractContextManager[None]:
@@ -132,7 +151,12 @@ class Fetcher:
             return self._collated(self._sample(indices), None), 1
         if not isinstance(indices, Sized):
             indices = list(indices)  # a generator of the batch sampler's: it can be walked once
-        return self._collated(self._samples(indices), indices), len(indices)
+        if self._gather is not None:
+            return self._gather.due(indices, self._one_by_one), len(indices)
+        return self._one_by_one(indices), len(indices)
+
+    def _one_by_one(self, indices: Any) -> Any:
+        return self._collated(self._samples(indices), indices)
 
     def _stopped(self, error: StopIteration) -> DatasetStoppedError:
         stopped = DatasetStoppedError(

@@ -27,8 +27,6 @@ from typing import Any
 
 import torch
 
-from headrace.collate.stack import is_default
-from headrace.data.gather import find_gatherer
 from headrace.engine.ahead import GatherThread
 from headrace.engine.backends.inline import InlineBackend
 from headrace.engine.fetch import Fetcher, Recipe
@@ -277,9 +275,7 @@ class Engine:
 
     def _gather(self) -> BlockGather | None:
         recipe = self._options.recipe
-        if recipe.iterable or not recipe.auto_collation or not is_default(recipe.collate):
-            return None
-        gatherer = find_gatherer(recipe.dataset)
+        gatherer = recipe.gatherer() if recipe.transform is None else None
         return None if gatherer is None else BlockGather(gatherer, self._pool, self._counters)
 
     def _fetcher(self) -> Fetcher:
