@@ -125,6 +125,13 @@ def test_jagged_and_packed_invert_to_the_samples(shape, dtype):
     assert packed.max_seqlen == max(map(len, samples))
 
 
+def test_a_jagged_batch_knows_its_longest_sequence():
+    batch = jagged_collate([torch.ones(2, 3), torch.ones(5, 3), torch.ones(0, 3)])
+    padded = torch.nested.to_padded_tensor(batch, 0.0)
+    assert padded.sum((1, 2)).tolist() == [6, 15, 0]
+    assert padded.shape == (3, 5, 3)
+
+
 class Row(NamedTuple):
     tokens: object
     label: int

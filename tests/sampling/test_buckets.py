@@ -130,15 +130,31 @@ def test_over_ranks_every_sample_once_and_equally_many_batches(
 @pytest.mark.parametrize("n", [5_000, 50_000])
 def test_over_ranks_the_tokens_of_a_step_are_within_5_percent(n, ranks):
     lengths = log_normal(n)
-    sizes = []
+    sizes, seen = [], []
     for rank in range(ranks):
         sampler = BucketBatchSampler(
             lengths, max_tokens=16384, generator=generator(), num_replicas=ranks, rank=rank
         )
-        sizes.append([len(b) * lengths[b].max() for b in sampler])
+        batches = list(sampler)
+        sizes.append([len(b) * lengths[b].max() for b in batches])
+        seen += [i for b in batches for i in b]
+    assert sorted(seen) == list(range(n))
     sizes = np.array(sizes)
     assert sizes.max() <= 16384
     assert np.all(sizes.min(0) >= 0.95 * sizes.max(0))
+
+
+@given(st.integers(1, 200), st.integers(1, 12), st.integers(2, 5))
+def test_over_ranks_the_batches_of_a_step_have_equally_many_samples(n, size, ranks):
+    assume(n >= ranks and (size > 1 or n % ranks == 0))
+    samplers = [
+        BucketBatchSampler(
+            range(n), batch_size=size, num_replicas=ranks, rank=r, generator=generator()
+        )
+        for r in range(ranks)
+    ]
+    for step in zip(*samplers, strict=True):
+        assert max(map(len, step)) - min(map(len, step)) <= 1
 
 
 def test_over_ranks_more_tokens_are_as_likely_on_one_as_on_another():
@@ -255,6 +271,16 @@ def test_the_rule_of_one_and_a_half():
     lengths = [10, 11, 12, 15, 16, 30, 31, 100]
     sampler = BucketBatchSampler(lengths, max_ratio=1.5, min_batch_size=2, shuffle=False)
     assert [[lengths[i] for i in b] for b in sampler] == [[100, 31], [30, 16], [15, 12, 11, 10]]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.04, 0.3, 1.0])
+def test_the_ratio_holds_whatever_counts_as_equal(spread):
+    lengths = np.random.default_rng(0).integers(1, 300, 500)
+    sampler = BucketBatchSampler(lengths, max_ratio=1.5, spread=spread, generator=generator())
+    for batch in sampler:
+        check_limits(batch, lengths, max_ratio=1.5)
+    # log(300) / log(1.5) = 14 bands; a class wider than the ratio would be cut to pieces.
+    assert len(sampler) <= 35
 
 
 def test_a_ratio_alone_that_makes_a_huge_batch_warns():

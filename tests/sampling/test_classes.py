@@ -107,6 +107,17 @@ def test_stratified_plan_is_what_is_iterated(labels, size):
     assert [b.tolist() for b in np.split(indices, offsets[1:-1])] == batches
 
 
+def test_stratified_the_last_batch_keeps_to_whole_shares_too():
+    labels = np.repeat([0, 1, 2], [6, 1, 5])  # of the last 4: 2, 1/3 and 5/3
+    rare = 0
+    for seed in range(300):
+        *_, last = StratifiedBatchSampler(labels, 8, generator=generator(seed))
+        counts = np.bincount(labels[last], minlength=3)
+        assert counts[0] == 2
+        rare += counts[1]
+    assert 0 < rare < 300
+
+
 def test_stratified_who_meets_whom_and_where_is_chance():
     labels = np.repeat([0, 1], [60, 20])
     sampler = StratifiedBatchSampler(labels, 8, generator=generator(5))

@@ -73,7 +73,10 @@ def test_rows_are_no_more_than_best_fit_decreasing_one_by_one(lengths, budget):
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=100), st.integers(100_000, 300_000))
+@given(
+    st.lists(st.integers(0, 100_000), min_size=30, max_size=100, unique=True),
+    st.integers(100_000, 300_000),
+)
 def test_many_distinct_lengths_are_rounded_up_never_down(lengths, budget):
     resolution, packing.RESOLUTION = packing.RESOLUTION, 16
     try:

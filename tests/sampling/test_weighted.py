@@ -144,9 +144,20 @@ def test_without_replacement_over_many_blocks_none_repeats_and_none_of_weight_0(
     assert np.all(weights[drawn] > 0)
     everything = smallest_keys(weights, int(np.count_nonzero(weights)), np.random.PCG64(1))
     assert np.array_equal(np.sort(everything), np.flatnonzero(weights))
-    # The blocks decide how it is computed, not what is drawn.
-    monkeypatch.setattr(weighted, "BLOCK", 4096)
-    assert np.array_equal(drawn, smallest_keys(weights, 100, np.random.PCG64(1)))
+
+
+@pytest.mark.parametrize("late", [1, 1000])
+@pytest.mark.parametrize("count", [1, 100, 2000])
+def test_without_replacement_blocks_decide_how_it_is_computed_not_what_is_drawn(
+    monkeypatch, count, late
+):
+    weights = np.random.default_rng(0).random(5000)
+    weights[-1000:] *= late  # 1000: what is drawn comes when much has been discarded
+    drawn = []
+    for block in (64, 8192):
+        monkeypatch.setattr(weighted, "BLOCK", block)
+        drawn.append(smallest_keys(weights, count, np.random.PCG64(1)))
+    assert np.array_equal(*drawn)
 
 
 @pytest.mark.parametrize("replacement", [True, False])

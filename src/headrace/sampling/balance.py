@@ -181,7 +181,10 @@ def _deal_within(
         return 0.0, _split_evenly(places, fewest, ranks)
     for count in range(max(1, -(-len(fewest) // (2 * ranks))), len(places) // ranks + 1):
         best: tuple[float, list[Indices]] = (0.0, [])
-        for dealt in (_deal(places, longest, count, ranks), _slice(places, longest, count * ranks)):
+        ways = [_deal(places, longest, count, ranks)]
+        if limits.max_tokens is not None:
+            ways.append(_slice(places, longest, count * ranks))
+        for dealt in ways:
             firsts = np.maximum(longest[np.array([d[0] for d in dealt])], 1)
             sizes = np.array([len(d) for d in dealt])
             if len(dealt) == count * ranks and np.all(sizes <= np.maximum(limits.most(firsts), 1)):

@@ -76,9 +76,8 @@ class ClassBalancedSampler(Sampler[int]):
         repeats = rounds[codes]
         samples, codes = np.repeat(shuffled, repeats), np.repeat(codes, repeats)
         round_of = np.arange(len(samples)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        mixed = permutation(len(samples), generator)
         group = (np.cumsum(rounds) - rounds)[codes] + round_of
-        by_group = mixed[np.argsort(group[mixed], kind="stable")]
+        by_group = np.argsort(group, kind="stable")
         # The last round of a class may stop early.
         sizes = rounds * counts
         place = np.arange(len(samples)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

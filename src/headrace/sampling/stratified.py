@@ -85,11 +85,10 @@ class StratifiedBatchSampler(PlannedBatchSampler):
 def _last_batch(counts: Indices, size: int, generator: torch.Generator) -> Indices:
     """Return how many samples of each class the last, shorter batch takes."""
     n = int(counts.sum())
-    whole, rest = divmod(n, size)
-    # So many that the others can be shared among the whole batches by floors and ceilings.
-    low = np.maximum(counts * rest // n, counts - whole * -(-counts * size // n))
-    high = np.minimum(-(-counts * rest // n), counts - whole * (counts * size // n))
-    return between(low, high, rest, generator)
+    rest = n % size
+    # Whichever of the two it is, what stays lies between whole * floor(counts * size / n) and
+    # whole * ceil(counts * size / n), so the whole batches can share it by floors and ceilings.
+    return between(counts * rest // n, -(-counts * rest // n), rest, generator)
 
 
 def between(low: Indices, high: Indices, total: int, generator: torch.Generator) -> Indices:
