@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import pickle
+import resource
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,9 +20,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from headrace.engine import wire
-from headrace.engine.shared import Home, Imports, WorkerPool
+from headrace.engine.shared import LEASE_BYTES, Home, Imports, WorkerPool
 from headrace.tree import leaves
-from oracle import assert_same
+from oracle import as_bytes, assert_same
 
 tv_tensors = pytest.importorskip("torchvision.tv_tensors")
 
@@ -499,3 +500,19 @@ class TestMessages:
             wire.send(way.near, bytes(100_000), [])
             way.receive()
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_batch_larger_than_the_files_it_may_open() -> None:
+    """Buffers are sent on the way, so that their descriptors do not pile up."""
+    way = Way()
+    way.pool.ship = way.deliver_buffers
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 80, before[1]))
+    try:
+        batch = [torch.full((LEASE_BYTES // 8,), n) for n in range(400)]
+        arrived = way.cross(batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert all(as_bytes(a) == as_bytes(b) for a, b in zip(arrived, batch, strict=True))
+    way.close()

@@ -20,12 +20,14 @@ import mmap
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from headrace.engine.lease import Memory, Pool, make_token
 
 AVAILABLE = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
+SHIP_AT = 32  # buffers whose descriptors may wait to be sent
 LEASE_BYTES = 16 << 10  # smaller leaves travel inside the message and are copied out
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -87,6 +89,7 @@ class WorkerPool(Pool):
     def __init__(self, heirlooms: list[Memory]) -> None:
         super().__init__()
         self.unsent: list[tuple[int, int, int]] = []  # (key, size, descriptor) yet to cross
+        self.ship: Callable[[], None] | None = None  # sends what is unsent
         self.forgotten: list[int] = []  # keys of buffers that this side has dropped
         self._by_address: dict[int, Memory] = {}
         self._abroad: dict[int, Memory] = {}  # lent to the user's process
@@ -104,6 +107,8 @@ class WorkerPool(Pool):
 
     def create(self, size_bytes: int) -> Memory:
         """Make a buffer that can cross."""
+        if self.ship is not None and len(self.unsent) >= SHIP_AT:
+            self.ship()  # a batch of many leaves would run out of descriptors
         self.created += 1
         try:
             descriptor = os.memfd_create("headrace", os.MFD_CLOEXEC)

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,7 @@ class _Worker:
         self._setup = setup
         self._receive = wire.Receiver(end)
         self._pool = WorkerPool(setup.heirlooms)
+        self._pool.ship = partial(wire.send_buffers, end, self._pool)
         self._generators = ProcessGenerators()
         self._seed = setup.base_seed + setup.worker
         self._failure: Failed | None = None
