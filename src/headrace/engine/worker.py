@@ -70,24 +70,21 @@ def leave_with_user(user_pid: int, kernel_watches: bool) -> None:
     """See to it that this process ends with the one that uses it."""
     if kernel_watches:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if not _is_running(user_pid):
-            os._exit(1)  # it died before the kernel was asked
+        _await_end(user_pid, 0)  # it may have died before the kernel was asked
     else:
-        threading.Thread(target=_watch, args=(user_pid,), daemon=True).start()
+        threading.Thread(target=_await_end, args=(user_pid, None), daemon=True).start()
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _watch(pid: int) -> None:
+def _await_end(user_pid: int, timeout_ms: int | None) -> None:
+    """Leave when that process has ended; a zombie has, though it can still be signalled."""
     with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        select.select([descriptor], [], [])
+        user = os.pidfd_open(user_pid)
+        waiting = select.poll()
+        waiting.register(user, select.POLLIN)
+        ended = waiting.poll(timeout_ms)
+        os.close(user)
+        if not ended:
+            return
     os._exit(1)
 
 
