@@ -16,8 +16,7 @@ _STACK_WAIT_S = 0.3
 
 def how_it_died(process: Any) -> str:
     """Reap a process that has ended and say how, with the memory figures that may explain it."""
-    process.join()
-    code = process.exitcode
+    code = how_it_ended(process)
     if code is None:
         how = f"worker pid {process.pid} is gone"
     elif code >= 0:
@@ -29,6 +28,13 @@ def how_it_died(process: Any) -> str:
         elif -code in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
             how += " (a crash in compiled code that the dataset calls)"
     return f"{how}; {memory_figures()}"
+
+
+def how_it_ended(process: Any) -> int | None:
+    """Reap a process that has ended, or is about to; return its exit code."""
+    process.join()
+    code: int | None = process.exitcode
+    return code
 
 
 def _signal_name(number: int) -> str:
@@ -81,8 +87,10 @@ def stack_of(pid: int, stack_file: int) -> str:
     state = _state(pid)
     if state in ("T", "t"):
         return f"pid {pid} is stopped (SIGSTOP or a debugger); `kill -CONT {pid}` lets it go on."
-    if stack_file < 0 or state is None:
-        return f"pid {pid}, which says nothing about its stack."
+    if state is None:
+        return f"pid {pid} is gone."
+    if stack_file < 0 or not _catches(pid, STACK_SIGNAL):
+        return f"pid {pid} (state {state}), which is still starting, or leaves no way to ask it."
     start = os.fstat(stack_file).st_size
     try:
         os.kill(pid, STACK_SIGNAL)
@@ -106,6 +114,16 @@ def _users_part(stack: str) -> str:
     lines = stack.strip().splitlines()
     ends = [n for n, line in enumerate(lines) if line.endswith(" in _make")]
     return "\n".join(lines[: ends[0]] if ends else lines)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Say whether a process has a handler for a signal, which would end it otherwise."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
 
 
 def _state(pid: int) -> str | None:

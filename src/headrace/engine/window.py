@@ -64,7 +64,8 @@ class Window:
             ]
         self._restarts = 0
         self._failed_samplings = 0
-        self._broken: WorkerDiedError | None = None
+        self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
+        self._broken = ""  # what ended the epoch for good
         if policy.eager:
             self._top_up(policy.depth)
 
@@ -74,8 +75,10 @@ class Window:
     def __next__(self) -> Any:
         """Return the next batch, or raise what user code raised while making it."""
         started = self._counters.clock()
-        if self._broken is not None:
-            raise self._broken
+        if self._broken:
+            raise WorkerDiedError(self._broken)
+        if self._due:
+            self._backend.check()
         if not self._policy.eager:
             self._top_up(self._policy.depth)
         result = self._next_result(started)
@@ -163,6 +166,8 @@ class Window:
         return min(turns, key=lambda w: len(self._given[w]))
 
     def _give(self, worker: int, task: Task) -> None:
+        if worker in self._gone:
+            self._replace(self._gone.pop(worker), [task])
         if not self._given[worker]:
             self._since[worker] = self._counters.clock()
         self._given[worker].append(task)
@@ -247,21 +252,31 @@ class Window:
     # Failure
 
     def _restart(self, died: Died) -> None:
-        """Put another worker in the place of a dead one, with its tasks, if there may be one."""
-        worker = died.worker
-        tasks = list(self._given[worker])
-        if worker not in self._active and not tasks:
-            return  # it had nothing left to do
-        if self._restarts >= self._policy.restarts:
-            self._broken = WorkerDiedError(self._obituary(died, tasks))
-            self._backend.close()
-            raise self._broken
-        self._restarts += 1
-        self._counters.restarts += 1
-        self._backend.replace(worker, self._done[worker], self._states[worker])
-        self._given[worker].clear()
+        """Put another worker in the place of a dead one, with its tasks, if there may be one.
+
+        One that had nothing to do is missed only when there is a task for it again.
+        """
+        tasks = list(self._given[died.worker])
+        if not tasks:
+            self._gone[died.worker] = died
+            return
+        self._replace(died, tasks)
+        self._given[died.worker].clear()
         for task in tasks:
-            self._give(worker, task)
+            self._give(died.worker, task)
+
+    def _replace(self, died: Died, tasks: list[Task]) -> None:
+        try:
+            if self._restarts >= self._policy.restarts:
+                raise WorkerDiedError(self._obituary(died, tasks))
+            self._restarts += 1
+            self._counters.restarts += 1
+            worker = died.worker
+            self._backend.replace(worker, self._done[worker], self._states[worker])
+        except BaseException as error:  # there is no way on without this worker
+            self._broken = str(error) or f"starting a worker again ended in {error!r}"
+            self._backend.close()
+            raise
 
     def _obituary(self, died: Died, tasks: list[Task]) -> str:
         held = f"It held the indices {_shorten(tasks[0].indices)}. " if tasks else ""

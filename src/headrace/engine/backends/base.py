@@ -43,6 +43,9 @@ class Backend(ABC):
     def close(self) -> None:
         """End everything that was started, within a second. May be called twice."""
 
+    def check(self) -> None:  # noqa: B027 - none here
+        """Raise when there is nothing left that could run a task."""
+
     def retract(self, worker: int) -> list[Task]:  # noqa: ARG002 - none here
         """Take back the tasks that a worker has not started, oldest first."""
         return []

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import multiprocessing.process
 import os
 import pickle
 import select
 import signal
 import socket
+import threading
 import time
 import warnings
 import weakref
@@ -30,7 +32,7 @@ from typing import Any
 from headrace.engine import wire
 from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.backends.spare import Spare
-from headrace.engine.obituary import how_it_died, stack_of
+from headrace.engine.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.shared import Home, Imports
 from headrace.engine.task import Done, Failed, Task
 from headrace.engine.wire_errors import WrappedError
@@ -47,7 +49,12 @@ class Worker:
     def __init__(self, setup: Setup, imports: Imports) -> None:
         self.setup = setup
         self.imports = imports
-        self.mine, self.its = wire.pair()
+        self.stack_file = os.memfd_create("headrace-stack", os.MFD_CLOEXEC)
+        try:
+            self.mine, self.its = wire.pair()
+        except OSError:
+            os.close(self.stack_file)
+            raise
         self.receive = wire.Receiver(self.mine)
         # The worker's end is kept open here too: a task that it has not read can be taken back.
         self.take_back = wire.Receiver(self.its)
@@ -57,19 +64,32 @@ class Worker:
         self.stale = 0
         self.free: list[int] = []
         self.retired: list[int] = []
-        self.stack_file = os.memfd_create("headrace-stack", os.MFD_CLOEXEC)
         self.wants_out = False
         self.process: Any = None
         self.pidfd = -1
+        self.died: Died | None = None
 
     def close_files(self) -> None:
         """Close this side's descriptors of a worker that is gone, or is not ours."""
         for end in (self.mine, self.its):
             end.close()
-        for descriptor in (self.stack_file, self.pidfd):
+        descriptors = (self.stack_file, self.pidfd)
+        self.stack_file = self.pidfd = -1  # first: an exit may close what a thread is closing
+        for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
-        self.stack_file = self.pidfd = -1
+
+    def kill(self) -> None:
+        """End it with the one signal that nothing can ignore."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """End a worker whose start did not come to its end."""
+        if self.process is not None and self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+        self.close_files()
 
 
 class ProcessBackend(Backend):
@@ -85,7 +105,7 @@ class ProcessBackend(Backend):
         self._poll = select.poll()
         self._by_fd: dict[int, tuple[Worker, bool]] = {}
         self._events: deque[Finished | Died] = deque()
-        self._closed = False
+        self._closing = self._closed = False
         self._spare: Spare | None = None
         self._setups = setups
         _backends.add(self)
@@ -99,24 +119,34 @@ class ProcessBackend(Backend):
     # Starting
 
     def _start(self, setup: Setup, heirlooms: list[Any]) -> None:
-        forks = self._context.get_start_method() == "fork"
+        method = self._context.get_start_method()
+        forks = method == "fork"
         setup.heirlooms = heirlooms if forks else []
-        worker = Worker(setup, Imports(self._home, setup.heirlooms))
-        setup.stack_file = wire.Descriptor(worker.stack_file)
-        worker.process = self._context.Process(
-            target=_run_forked if forks else worker_main, args=(worker.its, setup), daemon=True
+        # The kernel tells of the end of the thread that made the process, not of its process. The
+        # server that forks for "forkserver" has one thread, and leaves with the user's process.
+        setup.kernel_watches = method == "forkserver" or (
+            threading.current_thread() is threading.main_thread()
         )
+        worker = None
         try:
+            worker = Worker(setup, Imports(self._home, setup.heirlooms))
+            setup.stack_file = wire.Descriptor(worker.stack_file)
+            worker.process = self._context.Process(
+                target=_run_forked if forks else worker_main,
+                args=(worker.its, setup),
+                daemon=True,
+            )
             with _forking():
                 worker.process.start()
+            self._enlist(worker)
         except BaseException as error:
-            worker.close_files()
+            if worker is not None:
+                worker.discard()
             _explain_start(error, setup)
             raise
         finally:
             setup.heirlooms = []
             setup.stack_file = None
-        self._enlist(worker)
 
     def start_spare(self) -> None:
         """Fork the process that forks replacements, while this one is as it was at the start."""
@@ -126,7 +156,10 @@ class ProcessBackend(Backend):
 
     def _enlist(self, worker: Worker) -> None:
         number = worker.setup.worker
-        worker.pidfd = os.pidfd_open(worker.process.pid)
+        try:
+            worker.pidfd = os.pidfd_open(worker.process.pid)
+        except ProcessLookupError:  # it has ended, and its parent, which we are not, has reaped it
+            worker.pidfd = os.dup(worker.process.sentinel)
         if number < len(self._crew):
             self._crew[number] = worker
             self.processes[number] = worker.process
@@ -148,11 +181,14 @@ class ProcessBackend(Backend):
             try:
                 new.process = self._spare.fork(setup, new.its, new.stack_file)
                 self._enlist(new)
-            except WorkerStartError:  # the spare was killed too
+            except WorkerStartError:  # the spare was killed too, or stopped
                 new.close_files()
                 self._spare.stop()
                 self._spare.join()
                 self._spare = None
+            except BaseException:
+                new.discard()
+                raise
         if self._spare is None:
             self._start(setup, [])
         if done:
@@ -177,13 +213,16 @@ class ProcessBackend(Backend):
 
     def begin_epoch(self, seed: int) -> None:
         """Begin another epoch in workers that persist; what was still under way is dropped."""
-        self._events = deque(e for e in self._events if isinstance(e, Died))
+        self._events.clear()
         for number, worker in enumerate(self._crew):
+            worker.setup.epoch_seed = seed
+            worker.setup.dataset_state = None
+            if worker.died is not None:  # the next window decides what becomes of it
+                self._events.append(worker.died)
+                continue
             self.retract(number)
             worker.stale += worker.outstanding
             worker.outstanding = 0
-            worker.setup.epoch_seed = seed
-            worker.setup.dataset_state = None
             self._put(worker, (wire.EPOCH, seed))
 
     def retract(self, worker: int) -> list[Task]:
@@ -211,36 +250,49 @@ class ProcessBackend(Backend):
         if worker.pidfd < 0:
             return  # dead, and the window will hear of it
         worker.outbox.append(message)
-        self._flush(worker)
+        with contextlib.suppress(OSError):  # no descriptor for a large message: get() says so
+            self._flush(worker)
 
     def _flush(self, worker: Worker) -> None:
-        while worker.outbox:
-            try:
+        try:
+            while worker.outbox:
                 wire.send(worker.mine, worker.outbox[0], [], socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            worker.outbox.popleft()
-        if worker.wants_out != bool(worker.outbox):
-            worker.wants_out = bool(worker.outbox)
-            self._poll.modify(worker.mine, _IN | _OUT if worker.wants_out else _IN)
+                worker.outbox.popleft()
+        except BlockingIOError:
+            pass
+        finally:
+            if worker.wants_out != bool(worker.outbox):
+                worker.wants_out = bool(worker.outbox)
+                self._poll.modify(worker.mine, _IN | _OUT if worker.wants_out else _IN)
 
     # Results
 
     def get(self, timeout_s: float | None) -> Finished | Died | None:
         """Wait on the sockets and on the processes themselves."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._events:
+            self.check()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = self._poll.poll(None if left is None else left * 1000)
+            self.check()
+            if not ready:
+                return None
+            self._handle(ready)
+        return self._events.popleft()
+
+    def check(self) -> None:
+        """Raise where there are no workers to wait for, which would be for ever."""
         if os.getpid() != self._pid:
             raise RuntimeError(
                 f"this iterator belongs to process {self._pid}, and this is a fork of it. "
                 f"Call iter(loader) in this process."
             )
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not self._events:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = self._poll.poll(None if left is None else left * 1000)
-            if not ready:
-                return None
-            self._handle(ready)
-        return self._events.popleft()
+        if self._closing:
+            if _exiting and threading.current_thread().daemon:
+                threading.Event().wait()  # the interpreter ends, and this thread with it
+            raise RuntimeError(
+                "the workers of this iterator have been ended. Call iter(loader) for others."
+            )
 
     def _handle(self, ready: list[tuple[int, int]]) -> None:
         dead: list[Worker] = []
@@ -264,8 +316,7 @@ class ProcessBackend(Backend):
             return False
         kind = message[0]
         if kind == wire.BUFFERS:
-            for (key, size), descriptor in zip(message[1], descriptors, strict=True):
-                worker.imports.add(key, size, descriptor)
+            self._import(worker, message[1], descriptors)
         elif kind == wire.NOTICE:
             warnings.warn(message[1], stacklevel=6)
         else:
@@ -282,6 +333,15 @@ class ProcessBackend(Backend):
                 self._events.append(Finished(worker.setup.worker, result))
         return True
 
+    def _import(self, worker: Worker, made: list[tuple[int, int]], descriptors: list[int]) -> None:
+        if len(descriptors) < len(made):  # the kernel had no numbers for the others here
+            for descriptor in descriptors:
+                os.close(descriptor)
+            worker.kill()  # what it made is lost; another will make it again
+            raise _too_many_files("for the memory of a batch")
+        for (key, size), descriptor in zip(made, descriptors, strict=True):
+            worker.imports.add(key, size, descriptor)
+
     def _bury(self, worker: Worker) -> None:
         """Read what a dead worker still said, reap it, and report its death."""
         while self._read(worker):
@@ -289,7 +349,8 @@ class ProcessBackend(Backend):
         how = how_it_died(worker.process)
         worker.imports.bequeath()
         self._dismiss(worker)
-        self._events.append(Died(worker.setup.worker, worker.process.pid, how))
+        worker.died = Died(worker.setup.worker, worker.process.pid, how)
+        self._events.append(worker.died)
 
     def _dismiss(self, worker: Worker) -> None:
         for descriptor in (worker.mine.fileno(), worker.pidfd):
@@ -306,23 +367,15 @@ class ProcessBackend(Backend):
 
     def close(self) -> None:
         """End all workers, within a second, and keep their memory for workers to come."""
-        if self._closed or os.getpid() != self._pid:
-            return
-        self._closed = True
+        _end_together([self])
+
+    def ask_to_leave(self) -> list[int]:
+        """Tell the workers to stop; return what to wait for."""
+        self._closing = True
         alive = [w for w in self._crew if w.pidfd >= 0]
         for worker in alive:
             self._tell_to_stop(worker)
-        _await_exit([w.pidfd for w in alive], GRACE_S)
-        for worker in alive:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-        for worker in alive:
-            worker.process.join()
-            worker.imports.bequeath()
-            self._dismiss(worker)
-        if self._spare is not None:
-            self._spare.stop()
-            self._spare.join()
+        return [w.pidfd for w in alive]
 
     def _tell_to_stop(self, worker: Worker) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -331,10 +384,33 @@ class ProcessBackend(Backend):
         worker.outbox.clear()
         with contextlib.suppress(OSError):
             wire.send(worker.mine, (wire.STOP,), [], socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            worker.mine.shutdown(socket.SHUT_RD)  # one that waits for room to answer leaves too
+
+    def kill(self) -> None:
+        """Kill every worker that has not left."""
+        for worker in self._crew:
+            worker.kill()
+
+    def reap(self) -> None:
+        """Reap the workers, who have left or were killed."""
+        for worker in self._crew:
+            if worker.pidfd >= 0:
+                how_it_ended(worker.process)
+                worker.imports.bequeath()
+                self._dismiss(worker)
+        if self._spare is not None:
+            self._spare.stop()
+            self._spare.join()
+        self._closed = True
+
+    def is_open(self) -> bool:
+        """Say whether there may be workers to end, which only the process that has them can."""
+        return not self._closed and os.getpid() == self._pid
 
     def abandon(self) -> None:
         """In a fork of the user's process: let go of everything without touching the workers."""
-        self._closed = True
+        self._closing = self._closed = True
         for worker in self._crew:
             multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
             worker.close_files()
@@ -351,6 +427,18 @@ def _unpacked(done: Done, worker: Worker) -> Done | Failed:
         return done._replace(batch=wire.unpack(done.batch, worker.imports))
     except Exception as error:  # a batch class that cannot be put together again here
         return Failed(done.step, error)
+
+
+def _end_together(backends: list[ProcessBackend]) -> None:
+    """End the workers of several loaders: they share the second."""
+    ours = [backend for backend in backends if backend.is_open()]
+    try:
+        _await_exit([pidfd for backend in ours for pidfd in backend.ask_to_leave()], GRACE_S)
+    finally:  # after a second Ctrl-C too
+        for backend in ours:
+            backend.kill()
+        for backend in ours:
+            backend.reap()
 
 
 def _await_exit(pidfds: list[int], limit_s: float) -> None:
@@ -376,40 +464,49 @@ def _run_forked(end: socket.socket, setup: Setup) -> None:
 
 
 _backends: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
-_our_fork = False
+_our_forks: set[int] = set()  # threads that are forking a worker
+_exiting = False
 
 
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
     """Mark a fork as ours: the child is a worker, not a fork that the user made."""
-    global _our_fork
-    _our_fork = True
+    thread = threading.get_ident()
+    _our_forks.add(thread)
     try:
         yield
     finally:
-        _our_fork = False
+        _our_forks.discard(thread)
 
 
 def _after_fork_in_child() -> None:
     """Disown the workers: multiprocessing's exit handler would terminate them from the child."""
-    global _our_fork
-    if _our_fork:
-        _our_fork = False
-        return
-    for backend in list(_backends):
-        backend.abandon()
+    ours = threading.get_ident() in _our_forks
+    _our_forks.clear()
+    if not ours:
+        for backend in list(_backends):
+            backend.abandon()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _close_all() -> None:
-    for backend in list(_backends):
-        backend.close()
+    global _exiting
+    _exiting = True
+    _end_together(list(_backends))
 
 
 # Before multiprocessing's own handler, which would wait for a worker that ignores SIGTERM.
 atexit.register(_close_all)
+
+
+def _too_many_files(what: str) -> OSError:
+    return OSError(
+        errno.EMFILE,
+        f"too many open files: no descriptor is left {what}. Raise the limit with `ulimit -n 4096`,"
+        f" or close files",
+    )
 
 
 def _explain_start(error: BaseException, setup: Setup) -> None:
