@@ -49,9 +49,20 @@ _IN_FILE = b"\0file"
 _open_ends: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
+class End(socket.socket):
+    """A socket that closes without a warning: the cycle collector finalizes it before its owner."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+reduction.register(End, getattr(reduction, "_reduce_socket"))  # noqa: B009 - untyped
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a message socket."""
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = End(fileno=mine.detach()), End(fileno=its.detach())
     _open_ends.update(ends)
     return ends
 
