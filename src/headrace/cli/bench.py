@@ -63,13 +63,23 @@ def workers(
         _run(["workers"], quick=quick, full=full, rounds=rounds, as_json=as_json)
 
 
+@bench.command(
+    epilog="Examples:  [bold]headrace bench batching[/]   "
+    "[bold]headrace bench batching --json > batching.json[/]"
+)
+def batching(quick: _Quick = False, rounds: _Rounds = None, as_json: _Json = False) -> None:
+    """Length buckets, packed rows, weights: padding, planning, draws (about a minute, 4 GB)."""
+    with one_line_errors("headrace bench batching"):
+        _run(["batching"], quick=quick, full=False, rounds=rounds, as_json=as_json)
+
+
 @bench.command("all", epilog="Example:  [bold]headrace bench all --json > figures.json[/]")
 def all_benches(
     quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
 ) -> None:
     """Measure all of them, one after the other."""
     with one_line_errors("headrace bench all"):
-        _run(["inmemory", "workers"], quick=quick, full=full, rounds=rounds, as_json=as_json)
+        _run(list(_measures()), quick=quick, full=full, rounds=rounds, as_json=as_json)
 
 
 def _run(
@@ -94,9 +104,13 @@ def _run(
 
 
 def _measures() -> "dict[str, Callable[[Size, Say], Report]]":
-    from headrace.bench import inmemory, workers
+    from headrace.bench import batching, inmemory, workers
 
-    return {"inmemory": inmemory.measure, "workers": workers.measure}
+    return {
+        "inmemory": inmemory.measure,
+        "workers": workers.measure,
+        "batching": batching.measure,
+    }
 
 
 def _say(message: str) -> None:
