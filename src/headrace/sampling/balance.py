@@ -64,7 +64,9 @@ def share(
     batches = [_Batch(a, b - a, max(int(longest[a]), 1), sum_) for a, b, sum_ in bounds]
     steps = _Steps(ranks)
     if limits.max_tokens is None:
-        whole = len(batches) // ranks * ranks
+        # The last one may be smaller: a step with it has to be dealt out evenly.
+        short = limits.max_ratio is None and batches[-1].size < batches[0].size
+        whole = (len(batches) - short) // ranks * ranks
         steps.add(batches[:whole])
         left = batches[whole:]
     else:
