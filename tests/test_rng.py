@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from headrace import DataLoader
 from headrace import rng as rng_module
-from headrace.rng import ProcessGenerators, TaskGenerators, mix, task_seed
+from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
 from oracle import generator_states, seed_everything
 
 
@@ -69,10 +69,13 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def with_new_generators(dataset: Any) -> None:
     """Run one task on generators that are looked for now."""
-    generators = ProcessGenerators()
-    with TaskGenerators(generators, 99):
+    borrowed = BorrowedGenerators(ProcessGenerators())
+    saved = borrowed.begin(99)
+    try:
         draw()
         dataset()
+    finally:
+        borrowed.end(saved)
 
 
 class TestTheUsersGenerators:

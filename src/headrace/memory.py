@@ -11,7 +11,12 @@ import torch
 
 
 class Lender(Protocol):
-    """What a fetch installs so that :func:`alloc` hands out leases."""
+    """What a fetch installs so that :func:`alloc` hands out leases.
+
+    Below ``in_place_bytes`` it is quicker to let torch make the tensor where it likes.
+    """
+
+    in_place_bytes: int
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised CPU tensor of this shape on lent memory."""
@@ -43,11 +48,23 @@ def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> tor
     return lender.empty(sizes, dtype)
 
 
+def is_made_in_place(size_bytes: int) -> bool:
+    """Say whether a leaf of so many bytes should be written straight into a lease."""
+    lender = _current.lender
+    return lender is not None and size_bytes >= lender.in_place_bytes
+
+
+def lend_from(lender: Lender | None) -> Lender | None:
+    """Let :func:`alloc` borrow from a lender in this thread; return the one before."""
+    before, _current.lender = _current.lender, lender
+    return before
+
+
 @contextmanager
 def lending(lender: Lender | None) -> Iterator[None]:
-    """Let :func:`alloc` borrow from ``lender`` in this thread, inside the block."""
-    before, _current.lender = _current.lender, lender
+    """Let :func:`alloc` borrow from a lender in this thread, inside the block."""
+    before = lend_from(lender)
     try:
         yield
     finally:
-        _current.lender = before
+        lend_from(before)

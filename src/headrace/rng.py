@@ -13,8 +13,7 @@ import ctypes
 import random
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +22,11 @@ _MASK64 = (1 << 64) - 1
 _START = _MASK64  # the "step" of what runs before the first batch: iter(dataset)
 
 
-def mix(*values: int) -> int:
-    """Hash integers to 64 bits: splitmix64's finalizer over a running sum (Steele et al., 2014)."""
-    state = 0
+def mix(*values: int, state: int = 0) -> int:
+    """Hash integers to 64 bits: splitmix64's finalizer over a running sum (Steele et al., 2014).
+
+    ``mix(a, b)`` is ``mix(b, state=mix(a))``.
+    """
     for value in values:
         state = (state + (value & _MASK64) + 0x9E3779B97F4A7C15) & _MASK64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -219,23 +220,43 @@ def _drawn_from(keys: tuple[bytes, ...], now: bytes) -> bool:
     return False
 
 
-class TaskGenerators:
-    """Context in which user code draws from a task's own stream, and disturbs no other."""
+class Seeding(Protocol):
+    """What a fetch does to the generators around user code."""
 
-    __slots__ = ("_generators", "_saved", "_seed")
+    def begin(self, seed: int) -> Any:
+        """Seed them for a task; return what :meth:`end` needs."""
 
-    def __init__(self, generators: ProcessGenerators, seed: int) -> None:
+    def end(self, saved: Any) -> None:
+        """Undo it."""
+
+
+class BorrowedGenerators:
+    """Seeding in the user's own process: what was there before is put back."""
+
+    def __init__(self, generators: ProcessGenerators) -> None:
         self._generators = generators
-        self._seed = seed
 
-    def __enter__(self) -> None:
-        self._saved = self._generators.save()
-        self._generators.seed(self._seed, torch.initial_seed())
+    def begin(self, seed: int) -> Any:
+        """Save the generators, and seed them for a task."""
+        saved = self._generators.save()
+        self._generators.seed(seed, torch.initial_seed())
+        return saved
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._generators.restore(self._saved)
+    def end(self, saved: Any) -> None:
+        """Put them back."""
+        self._generators.restore(saved)
+
+
+class OwnGenerators:
+    """Seeding in a worker: nobody else draws there, so there is nothing to put back."""
+
+    def __init__(self, generators: ProcessGenerators, initial_seed: int) -> None:
+        self._generators = generators
+        self._initial_seed = initial_seed
+
+    def begin(self, seed: int) -> None:
+        """Seed the generators for a task."""
+        self._generators.seed(seed, self._initial_seed)
+
+    def end(self, saved: Any) -> None:
+        """Leave them."""

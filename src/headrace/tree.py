@@ -43,6 +43,9 @@ def leaves(tree: Any) -> list[Any]:
 
 def size_bytes(batch: Any) -> int:
     """Return the bytes of the tensors and arrays in a batch; other leaves count as nothing."""
+    kind = type(batch)
+    if kind is list or kind is tuple:
+        return sum([size_bytes(part) for part in batch])
     if isinstance(batch, (torch.Tensor, np.ndarray)):
         try:
             return batch.nbytes

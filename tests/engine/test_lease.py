@@ -50,7 +50,7 @@ def loader(dataset: Any) -> DataLoader[Any]:
 
 
 def created(loader: DataLoader[Any]) -> int:
-    return loader._pool.created
+    return loader._session.pool.created
 
 
 def expected(number: int) -> torch.Tensor:
@@ -110,8 +110,8 @@ class TestWhatNobodyHolds:
         loader = DataLoader(dataset, batch_size=BATCH)
         for _batch in loader:
             pass
-        pool = weakref.ref(loader._pool)
-        memories = [weakref.ref(m) for free in loader._pool._free.values() for m in free]
+        pool = weakref.ref(loader._session.pool)
+        memories = [weakref.ref(m) for free in loader._session.pool._free.values() for m in free]
         del loader, _batch
         gc.collect()
         assert pool() is None
@@ -502,6 +502,7 @@ class TestUserCodeThatKeepsItsBatch:
         def collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
             return {"image": default_collate(samples)}
 
-        loader = DataLoader(list(images()), batch_size=BATCH, collate_fn=collate)
+        large = list(torch.zeros(40, 64 << 10))  # smaller batches are left to torch's allocator
+        loader = DataLoader(large, batch_size=BATCH, collate_fn=collate)
         let_all_go(loader)
         assert 1 <= created(loader) <= 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,7 +24,8 @@ from headrace.engine.lease import Pool
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import CollateError, DatasetStoppedError
-from headrace.memory import lending
+from headrace.memory import lend_from, lending
+from headrace.rng import Seeding
 from headrace.tree import size_bytes
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -66,6 +66,27 @@ class Recipe:
         return find_gatherer(self.dataset)
 
 
+class _AroundUserCode:
+    """Lends memory and seeds generators for a task, and undoes both."""
+
+    __slots__ = ("_lender", "_pool", "_saved", "_seed", "_seeding")
+
+    def __init__(self, pool: Pool, seeding: Seeding | None, seed: int) -> None:
+        self._pool = pool
+        self._seeding = seeding
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._lender = lend_from(self._pool)
+        if self._seeding is not None:
+            self._saved = self._seeding.begin(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._seeding is not None:
+            self._seeding.end(self._saved)
+        lend_from(self._lender)
+
+
 class Fetcher:
     """Makes batches of one dataset, one epoch long."""
 
@@ -73,7 +94,7 @@ class Fetcher:
         self,
         recipe: Recipe,
         pool: Pool,
-        generators: Callable[[int], AbstractContextManager[None]] | None,
+        seeding: Seeding | None,
         worker: int = 0,
     ) -> None:
         self._recipe = recipe
@@ -81,7 +102,7 @@ class Fetcher:
             default_collate if recipe.collate is torch_default_collate else recipe.collate
         )
         self._pool = pool
-        self._seeded = generators
+        self._seeding = seeding
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
@@ -102,7 +123,7 @@ class Fetcher:
         if state is not None:
             # At its end a dataset's state may be that of its beginning: it is not asked again.
             self._ended, state = state["ended"], state["dataset"]
-        with self._generators(seed):
+        with self._around_user_code(seed):
             if state is not None and hasattr(dataset, "load_state_dict"):
                 dataset.load_state_dict(state)
             self._iterator = iter(dataset)
@@ -117,7 +138,7 @@ class Fetcher:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
         started = time.perf_counter()
         try:
-            with self._generators(task.seed), lending(self._pool):
+            with self._around_user_code(task.seed):
                 made = self._next_batch() if self._recipe.iterable else self._indexed(task.indices)
                 if made is not None and self._recipe.transform is not None:
                     made = self._recipe.transform(made[0]), made[1]
@@ -143,8 +164,8 @@ class Fetcher:
         with lending(self._pool):
             return self._indexed(indices)[0]
 
-    def _generators(self, seed: int) -> AbstractContextManager[None]:
-        return nullcontext() if self._seeded is None else self._seeded(seed)
+    def _around_user_code(self, seed: int) -> _AroundUserCode:
+        return _AroundUserCode(self._pool, self._seeding, seed)
 
     def _indexed(self, indices: Any) -> tuple[Any, int]:
         if not self._recipe.auto_collation:

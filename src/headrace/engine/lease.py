@@ -27,7 +27,8 @@ import torch
 from headrace.tree import NUMPY_DTYPES
 
 HUGE_PAGE_BYTES = 2 << 20
-SMALL_LEAF_BYTES = 64 << 10  # below this malloc serves from warm memory, and no lease is worth it
+SMALL_LEAF_BYTES = 64 << 10  # below this malloc serves from warm memory, and no lease pays
+IN_PLACE_BYTES = 512 << 10  # below this the checks that writing in place needs cost more
 _IDLE_LENDS = 64  # memory that was not wanted for so many loans is released
 
 
@@ -98,6 +99,7 @@ class Pool:
     """
 
     small_bytes = SMALL_LEAF_BYTES
+    in_place_bytes = IN_PLACE_BYTES
 
     def __init__(self) -> None:
         self.created = 0

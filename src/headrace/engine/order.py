@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import numpy as np
 
 from headrace.data.gather import IndexArray
 from headrace.engine.task import Task
-from headrace.rng import task_seed
+from headrace.rng import mix
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
 from headrace.sampling.ranks import Shard
 
@@ -23,17 +24,19 @@ class Order:
     """
 
     def __init__(
-        self, index_sampler: Any, auto_collation: bool, skip: int = 0, shard: Shard | None = None
+        self, index_sampler: Any, auto_collation: bool, start: int = 0, shard: Shard | None = None
     ) -> None:
         self.begun = False  # whether anything has been drawn for the order
-        self._skip = 0 if shard is not None else skip
+        self.drawn = 0  # index batches that a custom sampler was asked for
+        self._start = start
+        self._kept: deque[Any] = deque()
         self.chunks: Iterator[IndexArray] | None = None
         self.batch_size = 1
         self.drop_last = False
         self._auto_collation = auto_collation
         self._custom: Iterator[Any] | None = None
         if shard is not None:
-            self._custom = _rank_batches(index_sampler, shard, skip)
+            self._custom = _rank_batches(index_sampler, shard, start)
             return
         sampler = index_sampler
         if auto_collation:
@@ -59,22 +62,42 @@ class Order:
             chunks = iter([np.array(list(sampler), np.int64)])
         yield from cast("Iterator[IndexArray]", chunks)
 
-    def skip(self) -> None:
-        """Go past the batches to skip now, drawing what they draw; no data is read."""
+    def go_on(self) -> None:
+        """Draw now what the positions before ``start`` draw; no data is read."""
         self.begun = True
-        if self._custom is not None:
-            for _ in range(self._skip):
-                next(self._custom, None)
+        if self.chunks is None:
             return
-        chunks = index_chunks(self._sampler, self._skip * self.batch_size)
+        chunks = index_chunks(self._sampler, self._start)
         assert chunks is not None
         first = list(itertools.islice(chunks, 1))
         self.chunks = cast("Iterator[IndexArray]", itertools.chain(first, chunks))
 
+    def replay(self, drawn: int, steps: int) -> None:
+        """Ask a custom sampler for ``drawn`` index batches, and leave out the first ``steps``.
+
+        More may have been drawn than handed out, for batches that were prefetched.
+        """
+        for number in range(drawn):
+            try:
+                batch = next(cast("Iterator[Any]", self._custom))
+            except StopIteration:
+                break
+            self.drawn += 1
+            if number >= steps:
+                self._kept.append(batch)
+
+    def __next__(self) -> Any:
+        """Ask a custom sampler for its next index batch."""
+        if self._kept:
+            return self._kept.popleft()
+        batch = next(cast("Iterator[Any]", self._custom))
+        self.drawn += 1
+        return batch
+
     def __iter__(self) -> Iterator[Any]:
         """Iterate over what the loader's index sampler would yield."""
         if self._custom is not None:
-            return self._custom
+            return self
         assert self.chunks is not None
         if not self._auto_collation:
             return (index for chunk in self.chunks for index in chunk.tolist())
@@ -86,17 +109,14 @@ class Order:
                 yield indices[start : start + self.batch_size].tolist()
 
 
-def _rank_batches(batch_sampler: Any, shard: Shard, steps: int) -> Iterator[list[int]]:
-    """Return one rank's index batches of a global order, from a step on."""
+def _rank_batches(batch_sampler: Any, shard: Shard, start: int) -> Iterator[list[int]]:
+    """Return one rank's index batches of a global order, from a position on."""
     sampler = batch_sampler.sampler
-    start = steps * shard.global_batch
     chunks = cast("Iterator[IndexArray] | None", index_chunks(sampler, start))
     if chunks is None:
         indices = itertools.islice(sampler, start, None)
         pieces = iter(lambda: list(itertools.islice(indices, shard.global_batch)), [])
         chunks = (np.array(piece, np.int64) for piece in pieces)
-    if steps:  # the first draws belong to the time when the epoch began
-        chunks = itertools.chain(list(itertools.islice(chunks, 1)), chunks)
     return (batch.tolist() for batch in shard.batches(cast("Any", chunks), len(sampler), start))
 
 
@@ -116,7 +136,10 @@ def whole_batches(
 
 
 class Tasks:
-    """Numbers index batches into tasks. It survives a sampler that raises."""
+    """Numbers index batches into tasks. It survives a sampler that raises.
+
+    Steps of ``ahead`` were handed out before, out of order: they are passed over.
+    """
 
     def __init__(
         self,
@@ -124,25 +147,33 @@ class Tasks:
         base_seed: int,
         epoch: int,
         step: int = 0,
+        *,
         after_each: Callable[[int], None] | None = None,
+        ahead: Collection[int] = (),
     ) -> None:
         self._indices = indices
-        self._base_seed = base_seed
+        self._epoch_seed = mix(
+            base_seed, epoch
+        )  # task_seed(base_seed, epoch, step) goes on from it
         self._epoch = epoch
         self._step = step
         self._after_each = after_each
+        self._ahead = ahead
 
     def __iter__(self) -> Iterator[Task]:
         return self
 
     def __next__(self) -> Task:
         """Ask the sampler for the next batch of indices."""
-        indices = next(self._indices)
-        step = self._step
-        self._step += 1
-        if self._after_each is not None:
-            self._after_each(step)
-        return Task(self._epoch, step, indices, task_seed(self._base_seed, self._epoch, step))
+        while True:
+            indices = next(self._indices)
+            step = self._step
+            self._step += 1
+            if self._after_each is not None:
+                self._after_each(step)
+            if step not in self._ahead:
+                break
+        return Task(self._epoch, step, indices, mix(step, state=self._epoch_seed))
 
     def of_stream(self, task: Task, worker: int, number: int, workers: int) -> Task:
         """Return a task for the ``number``-th batch of one worker's stream.
@@ -150,5 +181,5 @@ class Tasks:
         When a worker learns that another's stream has ended is a matter of chance, so the seed
         follows from its own count. While all streams last that is the seed of the step.
         """
-        seed = task_seed(self._base_seed, self._epoch, number * workers + worker)
+        seed = mix(number * workers + worker, state=self._epoch_seed)
         return task._replace(seed=seed)

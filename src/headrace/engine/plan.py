@@ -15,15 +15,16 @@ the first batch is asked for, or when workers are given their first tasks.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import forkserver
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -33,13 +34,15 @@ from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.gather import BlockGather
 from headrace.engine.lease import Pool
 from headrace.engine.order import Order, Tasks
+from headrace.engine.packing import decode
 from headrace.engine.ranks import agree
+from headrace.engine.samplers import AskedAgain, generators_of, stateful, with_seed
 from headrace.engine.shared import AVAILABLE, Home
-from headrace.engine.state import FINISHED, RUNNING, Progress, check_workers, decode
+from headrace.engine.state import FINISHED, RUNNING, Progress
 from headrace.engine.stats import Counters
 from headrace.engine.task import Task
 from headrace.engine.window import Policy, Window
-from headrace.rng import ProcessGenerators, TaskGenerators, mix, task_seed
+from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
 from headrace.sampling.ranks import Shard
 
 if AVAILABLE:
@@ -67,6 +70,13 @@ class Options:
     seed: int | None = None
     shard: Shard | None = None
     dataset_length: int | None = None
+    order_length: int | None = None
+    order_name: str = ""
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Return the generators that the epoch draws from: the loader's first."""
+        return generators_of(self.index_sampler, self.generator)
 
 
 class Engine:
@@ -91,67 +101,83 @@ class Engine:
         self._counters = counters
         self._backend: Any = None
         self.workers: list[Any] = []
-        self._generator = options.generator or torch.default_generator
-        self.progress = Progress(self._generator.get_state(), 0, round=round_number)
+        self._generators = options.generators
+        self.progress = self._new_progress(0, round_number)
         if saved is not None and saved["status"] == RUNNING:
             self.batches = self._resume(saved)
-            return
-        if saved is not None:
-            self._generator.set_state(decode(saved["generator"]))
-            self.progress.generator_at_start = self._generator.get_state()
-        if saved is not None and saved["status"] == FINISHED and options.persistent:
+        elif saved is not None and saved["status"] == FINISHED and options.persistent:
             self.progress.base_seed, self.progress.epoch = saved["base_seed"], saved["epoch"] + 1
-            self.batches = self._begin(self._order())
+            self.batches = self._begin(self._order(saved=saved))
         else:
-            self.batches = self._begin(self._order(first=True))
+            self.batches = self._begin(self._order(first=True, saved=saved))
+
+    def _new_progress(self, base_seed: int, round_number: int, epoch: int = 0) -> Progress:
+        states = [generator.get_state() for generator in self._generators]
+        return Progress(states, base_seed, epoch, round_number)
 
     def next_epoch(self, counters: Counters, round_number: int) -> None:
         """Begin another epoch with the workers there are."""
         self._counters = counters
         before = self.progress
-        self.progress = Progress(
-            self._generator.get_state(), before.base_seed, before.epoch + 1, round_number
-        )
+        self.progress = self._new_progress(before.base_seed, round_number, before.epoch + 1)
         self.batches = self._begin(self._order())
 
     def _resume(self, saved: dict[str, Any]) -> Iterator[Any]:
-        """Go on behind the steps of a state, with the generator as it stood when it was saved."""
+        """Go on behind the steps of a state, with the generators as they stood when it was saved.
+
+        The order is drawn again from the generators as they stood when the epoch began. A known
+        sampler leaves one of its own where this epoch's orders need it; torch's default one, which
+        others draw from too, and whatever a custom sampler draws from, are put back.
+        """
         progress = self.progress
-        progress.base_seed, progress.epoch = saved["base_seed"], saved["epoch"]
-        progress.round, progress.steps = saved["round"], saved["steps"]
-        progress.generator_at_start = decode(saved["generator_at_start"])
-        self._generator.set_state(progress.generator_at_start)
-        check_workers(saved, max(1, self._options.num_workers))
+        progress.epoch, progress.round = saved["epoch"], saved["round"]
+        progress.base_seed, progress.order_seed = saved["base_seed"], saved["order_seed"]
+        progress.steps, progress.start = saved["steps"], saved["samples"] or 0
         progress.streams, progress.next_worker = saved["streams"], saved["next_worker"]
+        if saved["ahead"]:
+            progress.prefix, progress.ahead = saved["steps"], set(saved["ahead"])
+        progress.generators_at_start = [decode(text) for text in saved["generators_at_start"]]
+        for generator, state in zip(self._generators, progress.generators_at_start, strict=True):
+            generator.set_state(state)
         order = self._order(first=saved["epoch"] == 0, saved=saved)
         progress.base_seed = saved["base_seed"]
-        if self._options.generator is None:
-            # One that is the loader's own now stands where the replayed order left it; what was
-            # drawn for prefetched batches when the state was taken is drawn again.
-            self._generator.set_state(decode(saved["generator"]))
+        if order is not None and (saved["begun"] or saved["steps"]):
+            order.go_on()
+        if order is not None and saved["drawn"]:
+            # A sampler that knows its place is asked for one batch, for what it draws at its first.
+            if progress.sampler is not None and "sampler_state" in saved:
+                order.replay(1, 0)
+                order.drawn += saved["steps"]
+            else:
+                order.replay(saved["drawn"], saved["steps"])
+        known = order is not None and order.chunks is not None
+        for generator, text in zip(self._generators, saved["generators"], strict=True):
+            if not known or generator is torch.default_generator:
+                generator.set_state(decode(text))
         return self._begin(order)
 
     def _order(self, first: bool = False, saved: dict[str, Any] | None = None) -> Order | None:
         """Return the order of the epoch; ``first`` draws the base seed, as torch does."""
         options, progress = self._options, self.progress
-        sampler, skip = options.index_sampler, progress.steps
-        if saved is not None and "sampler_state" in saved:
-            _stateful_sampler(sampler).load_state_dict(saved["sampler_state"])
-            skip = 0
+        sampler = options.index_sampler
+        progress.sampler = stateful(sampler) if options.shard is None else None
+        if progress.sampler is not None and saved is not None and "sampler_state" in saved:
+            progress.sampler.load_state_dict(copy.deepcopy(saved["sampler_state"]))
+            progress.sampler_states[progress.steps - 1] = saved["sampler_state"]
+            if saved["status"] == FINISHED:
+                sampler = AskedAgain(sampler)
         seeds = None
         if options.seed is not None or options.shard is not None:
             seeds = self._agree(first)
-            progress.base_seed = seeds[0]
-            sampler = _with_seed(sampler, seeds[1])
+            progress.base_seed, progress.order_seed = seeds
+            sampler = with_seed(sampler, seeds[1])
         order = None
         if not options.recipe.iterable:
-            shard = options.shard
-            order = Order(sampler, options.recipe.auto_collation, skip, shard)
+            start = progress.start
+            order = Order(sampler, options.recipe.auto_collation, start, options.shard)
         if first and seeds is None:
             draw = torch.empty((), dtype=torch.int64).random_(generator=options.generator)
             progress.base_seed = int(draw.item())
-        if order is not None and saved is not None and (saved["begun"] or skip):
-            order.skip()
         progress.order = order
         return order
 
@@ -165,38 +191,49 @@ class Engine:
             seeds = draws.tolist()
             if not first:
                 seeds[0] = progress.base_seed
+        if progress.order_seed is not None:  # of a state, whichever rank saved it
+            seeds = [progress.base_seed, progress.order_seed]
         if options.shard is None:
+            return seeds
+        if options.seed is not None and not (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):
             return seeds
         facts = {
             "the length of the dataset": options.dataset_length or 0,
+            "the length of the order": options.order_length or 0,
             "the global batch": options.shard.global_batch,
-            "the position in the epoch": progress.steps,
+            "uneven= (a checksum)": crc32(options.shard.uneven.encode()),
+            "drop_last": int(options.shard.drop_last),
+            "the kind of sampler (a checksum)": crc32(options.order_name.encode()),
+            "the position in the epoch": progress.start,
             "the number of the epoch": progress.round,
+            "seed= (-1 for none)": -1 if options.seed is None else options.seed % 2**63,
         }
-        if options.seed is not None:
-            facts["seed"] = options.seed
-            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-                return seeds
         return agree((seeds[0], seeds[1]), facts, options.shard.rank, options.shard.world_size)
 
     def _begin(self, order: Order | None) -> Iterator[Any]:
         options, progress = self._options, self.progress
         gather = self._gather()
         in_workers = options.num_workers > 0 and options.backend != "inline"
-        if gather is not None and order is not None:
+        if gather is not None and order is not None and not progress.ahead:
             if not in_workers:
                 self._counters.path = "gather"
                 if order.chunks is not None:
                     return gather.ahead(order.chunks, order.batch_size, order.drop_last)
-                progress.live_sampler = _stateful_sampler(options.index_sampler)
                 # map, not a generator: it goes on after a batch that raised.
-                return map(partial(gather.due, otherwise=self._fetcher().batch_of), order)
+                return map(functools.partial(gather.due, otherwise=self._fetcher().batch_of), order)
             if options.init_fn is None and options.backend == "auto" and order.chunks is not None:
                 self._counters.path = "gather-thread"
                 return GatherThread(gather, order)
         indices = itertools.repeat(None) if order is None else iter(order)
         tasks = Tasks(
-            indices, self._task_base(), progress.epoch, progress.steps, self._note_sampler()
+            indices,
+            self._task_base(),
+            progress.epoch,
+            progress.steps,
+            after_each=self._note_sampler(),
+            ahead=frozenset(progress.ahead),
         )
         if in_workers:
             return self._in_processes(tasks)
@@ -208,9 +245,8 @@ class Engine:
         policy = self._policy()
         states = self._dataset_states()
         fetcher.start(task_seed(self._task_base(), self.progress.epoch, None), states[0])
-        if states[0] is None:
-            for number in range(sum(policy.given_before)):
-                fetcher(tasks.of_stream(Task(self.progress.epoch, -1, None, 0), 0, number, 1))
+        for number in range(sum(policy.to_replay)):
+            fetcher(tasks.of_stream(Task(self.progress.epoch, -1, None, 0), 0, number, 1))
         return Window(tasks, InlineBackend(fetcher), self._counters, policy)
 
     def _policy(self) -> Policy:
@@ -220,12 +256,17 @@ class Engine:
         iterable = options.recipe.iterable
         workers = options.num_workers if processes else 1
         given: tuple[int, ...] = ()
+        to_replay: tuple[int, ...] = ()
         if iterable:
             if progress.streams is None:
                 progress.streams = [{"batches": 0, "dataset": None} for _ in range(workers)]
-            given = tuple(stream["batches"] for stream in progress.streams)
-            if any(s["batches"] and s["dataset"] is None for s in progress.streams):
-                _warn_of_replay(options.recipe.dataset, sum(given))
+            streams = progress.streams
+            given = tuple(stream["batches"] for stream in streams)
+            to_replay = tuple(s["batches"] if s["dataset"] is None else 0 for s in streams)
+            if any(to_replay):
+                _warn_of_replay(options.recipe.dataset, sum(to_replay))
+        elif not options.in_order and progress.prefix is None:
+            progress.prefix = progress.steps
         return Policy(
             depth=max(1, options.prefetch_factor * workers) if processes else 1,
             eager=processes,
@@ -235,8 +276,10 @@ class Engine:
             timeout_s=options.timeout_s,
             restarts=options.restarts,
             given_before=given,
+            to_replay=to_replay,
             turn=progress.next_worker,
             on_stream=self._stream_left if iterable else None,
+            on_step=None if progress.prefix is None else progress.left,
         )
 
     def _stream_left(self, worker: int, state: Any) -> None:
@@ -261,15 +304,18 @@ class Engine:
 
     def _note_sampler(self) -> Callable[[int], None] | None:
         """Return what keeps a stateful sampler's state behind each step it was asked for."""
-        sampler = _stateful_sampler(self._options.index_sampler)
+        progress, counters = self.progress, self._counters
+        sampler, states = progress.sampler, progress.sampler_states
         if sampler is None:
             return None
-        states = self.progress.sampler_states
-        keep = 4 * max(1, self._options.num_workers * self._options.prefetch_factor) + 16
 
         def note(step: int) -> None:
             states[step] = copy.deepcopy(sampler.state_dict())
-            states.pop(step - keep, None)
+            handed_out = progress.steps + counters.position
+            if progress.prefix is not None:
+                handed_out = progress.prefix
+            for old in list(itertools.takewhile(lambda s: s < handed_out - 1, states)):
+                del states[old]
 
         return note
 
@@ -280,8 +326,8 @@ class Engine:
 
     def _fetcher(self) -> Fetcher:
         recipe = self._options.recipe
-        seeded = None if recipe.quiet or not self._options.own_rng else _seeded
-        return Fetcher(recipe, self._pool, seeded)
+        seeding = None if recipe.quiet or not self._options.own_rng else borrowed_generators()
+        return Fetcher(recipe, self._pool, seeding)
 
     def _in_processes(self, tasks: Tasks) -> Window:
         options = self._options
@@ -293,10 +339,9 @@ class Engine:
             self.workers = self._backend.processes
         else:
             self._backend.begin_epoch(seed)
-        if any(policy.given_before):
-            for worker, state in enumerate(self._dataset_states()):
-                if state is None:
-                    self._replay(tasks, worker, policy.given_before[worker])
+        for worker, count in enumerate(policy.to_replay):
+            if count:
+                self._replay(tasks, worker, count)
         window = Window(tasks, self._backend, self._counters, policy)
         self._backend.start_spare()
         return window
@@ -341,24 +386,6 @@ class Engine:
             close()
 
 
-def _stateful_sampler(index_sampler: Any) -> Any:
-    """Return the sampler that can say where it stands: the batch sampler, or the one inside."""
-    for sampler in (index_sampler, getattr(index_sampler, "sampler", None)):
-        if hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict"):
-            return sampler
-    return None
-
-
-def _with_seed(index_sampler: Any, seed: int) -> Any:
-    """Return a copy of a sampler that draws from a generator of its own, seeded so."""
-    copied = copy.copy(index_sampler)
-    if hasattr(copied, "sampler"):
-        copied.sampler = _with_seed(copied.sampler, seed)
-    elif hasattr(copied, "generator"):
-        copied.generator = torch.Generator().manual_seed(seed)
-    return copied
-
-
 def _warn_of_replay(dataset: Any, batches: int) -> None:
     name = type(dataset).__name__
     warnings.warn(
@@ -379,11 +406,7 @@ def worker_context(given: Any) -> Any:
     return context
 
 
-_generators: ProcessGenerators | None = None
-
-
-def _seeded(seed: int) -> TaskGenerators:
-    global _generators
-    if _generators is None:
-        _generators = ProcessGenerators()
-    return TaskGenerators(_generators, seed)
+@functools.cache
+def borrowed_generators() -> BorrowedGenerators:
+    """Return the seeding of this process's own generators."""
+    return BorrowedGenerators(ProcessGenerators())

@@ -84,7 +84,7 @@ def map_shared(descriptor: int, size_bytes: int) -> Memory:
 class WorkerPool(Pool):
     """The buffers that one worker writes its batches to."""
 
-    small_bytes = LEASE_BYTES
+    small_bytes = in_place_bytes = LEASE_BYTES
 
     def __init__(self, heirlooms: list[Memory]) -> None:
         super().__init__()

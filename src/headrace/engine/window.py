@@ -25,7 +25,9 @@ class Policy:
     before they are asked for. ``movable`` says that a batch does not depend on its worker.
     For the streams of an iterable dataset, ``given_before`` counts the batches of each worker
     before this window, ``turn`` is the worker whose turn it is, and ``on_stream`` hears of each
-    batch that leaves: its worker, and the dataset's state behind it.
+    batch that leaves: its worker, and the dataset's state behind it; ``to_replay`` counts the
+    batches that a worker without a state has to make again. ``on_step`` hears of each step that
+    leaves, where they may leave out of order.
     """
 
     depth: int = 1
@@ -36,8 +38,10 @@ class Policy:
     timeout_s: float = 0
     restarts: int = 0
     given_before: tuple[int, ...] = ()
+    to_replay: tuple[int, ...] = ()
     turn: int = 0
     on_stream: Callable[[int, Any], None] | None = None
+    on_step: Callable[[int], None] | None = None
 
 
 class Window:
@@ -58,7 +62,7 @@ class Window:
         self._streams: dict[Hashable, int] = {}  # step -> worker
         self._states: list[Any] = [None] * backend.workers  # the dataset's, behind the last batch
         self._done: list[list[Task]] = [[] for _ in range(backend.workers)]  # for replay
-        for worker, count in enumerate(policy.given_before):
+        for worker, count in enumerate(policy.to_replay):
             self._done[worker] = [
                 self._of_stream(Task(0, -1, None, 0), worker, n) for n in range(count)
             ]
@@ -79,14 +83,15 @@ class Window:
             raise WorkerDiedError(self._broken)
         if self._due:
             self._backend.check()
-        if not self._policy.eager:
-            self._top_up(self._policy.depth)
-        result = self._next_result(started)
+        result = self._next_result(started) if self._policy.eager else self._run_next()
         if self._policy.eager:
             self._top_up(self._policy.depth)
         self._counters.wait_s += self._counters.clock() - started
+        sampled = result.step >= 0  # else the sampler raised, and there was no step to leave
+        if self._policy.on_step is not None and sampled:
+            self._policy.on_step(result.step)
         if isinstance(result, Failed):
-            self._counters.failed += 1
+            self._counters.failed += sampled
             error = result.error
             del result
             try:
@@ -96,6 +101,22 @@ class Window:
         self._counters.fetch_s += result.fetch_s
         self._counters.add_batch(result.samples, result.size_bytes)
         return result.batch
+
+    def _run_next(self) -> Done | Failed:
+        """Run the next task here and now: nothing is in flight, and nothing can overtake."""
+        task = next(self._tasks)
+        if self._policy.iterable:
+            task = self._of_stream(task, 0, self._numbers[0])
+            self._numbers[0] += 1
+        self._backend.submit(0, task)
+        event = self._backend.get(None)
+        assert isinstance(event, Finished)
+        result = event.result
+        if isinstance(result, Exhausted):
+            raise StopIteration
+        if self._policy.on_stream is not None:
+            self._policy.on_stream(0, result.state if isinstance(result, Done) else None)
+        return result
 
     def _next_result(self, started: float) -> Done | Failed:
         """Wait for the result that leaves next; StopIteration when there is none to come."""

@@ -18,7 +18,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +32,7 @@ from headrace.engine.lease import Memory
 from headrace.engine.shared import WorkerPool
 from headrace.engine.task import Done, Failed, Result, Task
 from headrace.engine.wire_errors import wrap_error
-from headrace.rng import ProcessGenerators, generator_keys
+from headrace.rng import OwnGenerators, ProcessGenerators, generator_keys
 
 # faulthandler writes the stack on this one; real-time signals are nobody's by convention.
 STACK_SIGNAL = signal.SIGRTMIN + 11 if hasattr(signal, "SIGRTMIN") else signal.SIGABRT
@@ -175,17 +174,14 @@ class _Worker:
             wire.send(self._end, (wire.NOTICE, text), [])
 
     def _begin_epoch(self, seed: int, dataset_state: Any = None) -> None:
-        seeded = self._seeded if self._setup.own_rng and not self._setup.recipe.quiet else None
-        self._fetcher = Fetcher(self._setup.recipe, self._pool, seeded, self._setup.worker)
+        seeding = None
+        if self._setup.own_rng and not self._setup.recipe.quiet:
+            seeding = OwnGenerators(self._generators, self._seed)
+        self._fetcher = Fetcher(self._setup.recipe, self._pool, seeding, self._setup.worker)
         try:
             self._fetcher.start(seed, dataset_state)
         except Exception as error:
             self._failure = Failed(-1, error)
-
-    def _seeded(self, seed: int) -> AbstractContextManager[None]:
-        # Nobody else draws in this process: there is nothing to put back.
-        self._generators.seed(seed, self._seed)
-        return nullcontext()
 
     def _make(self, task: Task) -> Result:
         if self._failure is not None:
