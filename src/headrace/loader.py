@@ -14,8 +14,10 @@ from torch.utils.data._utils.pin_memory import pin_memory as pin
 from torch.utils.data.distributed import DistributedSampler
 
 from headrace.engine.fetch import Recipe
+from headrace.engine.pinning import pin_device
 from headrace.engine.plan import Options, worker_context
 from headrace.engine.ranks import ShardOption, which_rank
+from headrace.engine.samplers import batch_size_of, generators_of, length_of, order_sampler
 from headrace.engine.session import Session
 from headrace.engine.shared import AVAILABLE
 from headrace.engine.state import Shape
@@ -171,7 +173,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         Besides the position it holds the generator that orders are drawn from (the loader's own,
         or torch's default one), as it stood at the beginning of the epoch and now.
         """
-        return self._session.state(self._shape(), self.generator, self._order_length())
+        return self._session.state(self._shape(), self._generators())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a state was taken: at the next ``iter()``, in this or another process.
@@ -183,47 +185,48 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             StateError: the state is not ours, newer, damaged, or of another dataset, batch size or
                 kind of order; for iterable datasets also of another number of workers.
         """
-        rank = which_rank(self.shard)
-        if rank is not None:
-            self._session.keep_global_batch(state_dict, rank[1])
-        self._session.load(state_dict, self._shape())
+        self._session.load(state_dict, self._shape(), self._generators())
         persistent: Any = self._iterator
         if persistent is not None:
             persistent._shutdown_workers()
             self.__dict__["_iterator"] = None
 
     def _shape(self) -> Shape:
-        return Shape(self._dataset_length(), self._global_batch(), self._order_name())
+        iterable = isinstance(self.dataset, IterableDataset)
+        global_batch = self._global_batch()
+        from_seed = "generator" if self.shard is None else "ranks"
+        return Shape(
+            dataset_length=self._dataset_length(),
+            global_batch=global_batch,
+            sampler=self._order_name(),
+            seeded_by=from_seed if self.seed is None else f"seed {self.seed}",
+            length=None if global_batch is None else self._order_length(),
+            shard=self._shard_now(),
+            workers=max(1, self.num_workers if self._uses_processes else 0) if iterable else None,
+            rank=which_rank(self.shard) if iterable else None,
+        )
+
+    def _generators(self) -> list[torch.Generator]:
+        return generators_of(self._index_sampler, self.generator)
 
     def _dataset_length(self) -> int | None:
-        if isinstance(self.dataset, IterableDataset):
-            return None
-        try:
-            return len(self.dataset)  # type: ignore[arg-type]
-        except TypeError:
-            return None
+        return None if isinstance(self.dataset, IterableDataset) else length_of(self.dataset)
 
     def _global_batch(self) -> int | None:
         """Return the samples of a step over all ranks; None for batches of a custom sampler."""
-        if self._session.kept_global_batch is not None:
-            return self._session.kept_global_batch
-        if self.batch_size is None:
-            return 1 if self.batch_sampler is None else None
         rank = which_rank(self.shard)
-        return self.batch_size * (1 if rank is None else rank[1])
+        if rank is not None and self._session.kept_global_batch is not None:
+            return self._session.kept_global_batch
+        if self.batch_size is None and self.batch_sampler is not None:
+            return batch_size_of(self.batch_sampler)
+        return (self.batch_size or 1) * (1 if rank is None else rank[1])
 
     def _order_name(self) -> str:
-        sampler = self._index_sampler
-        inner = sampler.sampler if type(sampler) is torch_data.BatchSampler else sampler
-        return type(inner).__name__
+        return type(order_sampler(self._index_sampler)).__name__
 
     def _order_length(self) -> int | None:
-        if isinstance(self.dataset, IterableDataset):
-            return None
-        try:
-            return len(self.sampler)  # type: ignore[arg-type]
-        except TypeError:
-            return None
+        iterable = isinstance(self.dataset, IterableDataset)
+        return None if iterable else length_of(order_sampler(self._index_sampler))
 
     def _check_shard(self) -> None:
         if self.shard is None:
@@ -275,7 +278,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"num_workers=1, timeout={self.timeout}), or leave it out."
             )
         if not self._session.pool.is_mine():
-            self._session = Session()  # what is there was inherited by a fork
+            self._session = Session(self._session)  # what is there was inherited by a fork
         return LoaderIterator(self)
 
     @property
@@ -313,6 +316,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             seed=self.seed,
             shard=self._shard_now(),
             dataset_length=self._dataset_length(),
+            order_length=self._order_length(),
+            order_name=self._order_name(),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -330,7 +335,8 @@ class LoaderIterator(Generic[_T_co]):
 
     def __init__(self, loader: DataLoader[_T_co]) -> None:
         self._sampler = loader._index_sampler
-        self._device = _pin_device(loader)
+        self._shard = loader._shard_now()
+        self._device = pin_device(loader.pin_memory, loader.pin_memory_device)
         self._engine = loader._session.begin(self, loader._options())
         self._workers = self._engine.workers
         self._begin(loader)
@@ -365,6 +371,8 @@ class LoaderIterator(Generic[_T_co]):
         self._engine.close()
 
     def __len__(self) -> int:
+        if self._shard is not None:
+            return self._shard.rank_steps(len(self._sampler.sampler))
         return len(self._sampler)
 
     def __getstate__(self) -> NoReturn:
@@ -386,29 +394,6 @@ class LoaderIterator(Generic[_T_co]):
         return batch if self._device is None else pin(batch, self._device)  # type: ignore[no-untyped-call]
 
 
-def _pin_device(loader: DataLoader[Any]) -> str | None:
-    """Return the accelerator that ``pin_memory`` is for, with torch's warnings if it is none."""
-    if not loader.pin_memory:
-        return None
-    if loader.pin_memory_device:
-        warnings.warn(
-            f"pin_memory_device is deprecated, the current accelerator will be used as the device,"
-            f"ignore pin_memory_device='{loader.pin_memory_device}'.",
-            stacklevel=5,
-        )
-    accelerator = torch.accelerator.current_accelerator() if _has_accelerator() else None
-    if accelerator is None or accelerator.type == "mps":
-        what = "supported on MPS now" if accelerator is not None else None
-        warnings.warn(
-            "'pin_memory' argument is set as true but "
-            + (f"not {what}, " if what else "no accelerator is found, then ")
-            + "device pinned memory won't be used.",
-            stacklevel=5,
-        )
-        return None
-    return accelerator.type
-
-
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise OptionError(
@@ -424,10 +409,6 @@ def _count(name: str, value: Any) -> int:
             f"{name}={value!r} is no count. Write DataLoader(..., {name}=3), or 0 for none."
         )
     return value
-
-
-def _has_accelerator() -> bool:
-    return bool(torch.accelerator.is_available())
 
 
 def _promised_length(loader: DataLoader[Any]) -> tuple[Any, int] | None:

@@ -2,40 +2,48 @@
 
 A state covers what was handed out, not what was prefetched. For map-style datasets it counts
 samples of the global order, so it is the same for every backend, number of workers and rank. It
-holds the generator that orders are drawn from as it stood when the epoch began, from which the
-order follows, and as it stood when the state was taken, which is put back.
+holds the generators that orders are drawn from as they stood when the epoch began, from which the
+order follows, and as they stood when the state was taken, which is put back.
 """
 
 from __future__ import annotations
 
-import base64
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
+from headrace.engine.packing import decode, encode
 from headrace.errors import StateError
+from headrace.sampling.ranks import Shard, rank_batch_size
 
 VERSION = 1
 _KEY = "headrace_state"
 FRESH, RUNNING, FINISHED = "fresh", "running", "finished"
+_NOTHING = type(None)
+_LIMIT = 2**63
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "status": (str,),
-    "dataset_length": (int, type(None)),
-    "global_batch": (int, type(None)),
+    "dataset_length": (int, _NOTHING),
+    "global_batch": (int, _NOTHING),
     "sampler": (str,),
-    "base_seed": (int, type(None)),
+    "seeded_by": (str,),
+    "rank": (list, _NOTHING),
+    "base_seed": (int, _NOTHING),
+    "order_seed": (int, _NOTHING),
     "epoch": (int,),
     "round": (int,),
     "steps": (int,),
+    "ahead": (list,),
+    "drawn": (int,),
     "begun": (bool,),
-    "samples": (int, type(None)),
-    "generator_at_start": (str, type(None)),
-    "generator": (str,),
-    "streams": (list, type(None)),
+    "samples": (int, _NOTHING),
+    "generators_at_start": (list, _NOTHING),
+    "generators": (list,),
+    "streams": (list, _NOTHING),
     "next_worker": (int,),
 }
 
@@ -44,39 +52,71 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 class Progress:
     """What a state is made of, as an epoch goes along.
 
-    ``steps`` were handed out before this iterator began (it resumed). ``streams`` are the workers
-    of an iterable dataset: batches handed out and the dataset's own state, for each.
+    ``steps`` were handed out, up to position ``start`` of the global order, before this iterator
+    began (it resumed). Where batches leave out of order, the first ``prefix`` steps have all left,
+    and those of ``ahead`` behind them. ``streams`` are the workers of an iterable dataset: batches
+    handed out and the dataset's own state, for each. ``sampler`` is one that can say where it
+    stands; ``sampler_states`` holds what it said behind each step it was asked for.
     """
 
-    generator_at_start: torch.Tensor
+    generators_at_start: list[torch.Tensor]
     base_seed: int
     epoch: int = 0
     round: int = 0
     steps: int = 0
+    start: int = 0
+    order_seed: int | None = None
+    prefix: int | None = None
+    ahead: set[int] = field(default_factory=set)
     finished: bool = False
     streams: list[dict[str, Any]] | None = None
     next_worker: int = 0
+    sampler: Any = None
     sampler_states: dict[int, Any] = field(default_factory=dict)
-    live_sampler: Any = None
     order: Any = None
+
+    def left(self, step: int) -> None:
+        """Note that a step has left, out of order."""
+        assert self.prefix is not None
+        self.ahead.add(step)
+        while self.prefix in self.ahead:
+            self.ahead.remove(self.prefix)
+            self.prefix += 1
+
+    def sampler_state(self, position: int) -> Any:
+        """Return what the sampler said behind ``position`` steps; None where it cannot be known."""
+        if self.sampler is None:
+            return None
+        if not self.finished and position - 1 in self.sampler_states:
+            return self.sampler_states[position - 1]
+        # Steps that are made when they are due are never noted: it stands where the loop does.
+        at_hand = self.finished or self.order.drawn in (0, position)
+        return self.sampler.state_dict() if at_hand else None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What must be the same for a state to fit; ``sampler`` names the kind of order."""
+    """What must be the same for a state to fit.
+
+    ``sampler`` names the kind of order and ``seeded_by`` what it follows from. ``length`` is that
+    of the order, in samples. ``workers`` and ``rank`` count for iterable datasets only, each of
+    whose workers has a stream of its own.
+    """
 
     dataset_length: int | None
     global_batch: int | None
     sampler: str
+    seeded_by: str
+    length: int | None
+    shard: Shard | None = None
+    workers: int | None = None
+    rank: tuple[int, int] | None = None
 
 
 def describe(
-    shape: Shape, progress: Progress | None, position: int, order_length: int | None, now: Any
+    shape: Shape, progress: Progress | None, position: int, generators: Sequence[torch.Generator]
 ) -> dict[str, Any]:
     """Return the state of a loader: ``position`` steps of this epoch are handed out."""
-    samples = None
-    if shape.global_batch is not None and order_length is not None:
-        samples = min(position * shape.global_batch, order_length)
     status = FRESH if progress is None else FINISHED if progress.finished else RUNNING
     state: dict[str, Any] = {
         _KEY: VERSION,
@@ -84,49 +124,58 @@ def describe(
         "dataset_length": shape.dataset_length,
         "global_batch": shape.global_batch,
         "sampler": shape.sampler,
+        "seeded_by": shape.seeded_by,
+        "rank": None if shape.rank is None else list(shape.rank),
         "base_seed": None if progress is None else progress.base_seed,
+        "order_seed": None,
         "epoch": 0 if progress is None else progress.epoch,
         "round": 0 if progress is None else progress.round,
-        "steps": position if status == RUNNING else 0,
-        "begun": progress is not None and progress.order is not None and progress.order.begun,
-        "samples": samples if status == RUNNING else 0,
-        "generator_at_start": None,
-        "generator": encode(now),
+        "steps": 0,
+        "ahead": [],
+        "drawn": 0,
+        "begun": False,
+        "samples": 0,
+        "generators_at_start": None,
+        "generators": [encode(generator.get_state()) for generator in generators],
         "streams": None,
         "next_worker": 0,
     }
-    if progress is not None and status == RUNNING:
-        state["generator_at_start"] = encode(progress.generator_at_start)
-        state["streams"] = copy.deepcopy(progress.streams)
-        state["next_worker"] = progress.next_worker
-        if progress.live_sampler is not None:
-            state["sampler_state"] = copy.deepcopy(progress.live_sampler.state_dict())
-        elif position - 1 in progress.sampler_states:
-            state["sampler_state"] = copy.deepcopy(progress.sampler_states[position - 1])
+    if progress is None:
+        return state
+    if status == RUNNING:
+        state.update(
+            order_seed=progress.order_seed,
+            steps=position,
+            ahead=sorted(progress.ahead),
+            drawn=0 if progress.order is None else progress.order.drawn,
+            begun=progress.order is not None and progress.order.begun,
+            samples=_samples(shape, progress, position),
+            generators_at_start=[encode(start) for start in progress.generators_at_start],
+            streams=copy.deepcopy(progress.streams),
+            next_worker=progress.next_worker,
+        )
+    sampler_state = progress.sampler_state(position)
+    if sampler_state is not None:
+        state["sampler_state"] = copy.deepcopy(sampler_state)
     return state
 
 
-def encode(state: torch.Tensor) -> str:
-    """Return a generator's state as text."""
-    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+def _samples(shape: Shape, progress: Progress, position: int) -> int | None:
+    """Return the position in the global order; None for batches of a custom batch sampler."""
+    if shape.length is None or shape.global_batch is None:
+        return None
+    steps = position - progress.steps
+    if shape.shard is None or not steps:
+        return min(progress.start + steps * shape.global_batch, shape.length)
+    # Near its end the steps of an order that ranks share may be smaller.
+    steps = min(steps, shape.shard.steps(shape.length, progress.start))
+    return shape.shard.bounds(shape.length, steps - 1, progress.start)[1]
 
 
-def decode(text: str) -> torch.Tensor:
-    """Return a generator's state from text."""
-    try:
-        raw = base64.b64decode(text.encode("ascii"), validate=True)
-        state = torch.from_numpy(np.frombuffer(raw, np.uint8).copy())
-        torch.Generator().set_state(state)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise StateError(
-            f"the state's generator cannot be read ({error}): it was cut short or changed. "
-            f"Load an older checkpoint."
-        ) from error
-    return state
-
-
-def check(state: Any, shape: Shape) -> dict[str, Any]:
-    """Return a copy of a state that fits a loader.
+def check(
+    state: Any, shape: Shape, generators: Sequence[torch.Generator]
+) -> tuple[dict[str, Any], int | None]:
+    """Return a copy of a state that fits a loader, and the global batch to take over from it.
 
     Raises:
         StateError: it is not ours, newer, cut short, or of another dataset or batch size.
@@ -137,49 +186,121 @@ def check(state: Any, shape: Shape) -> dict[str, Any]:
             f"this {kind} is no state of a headrace DataLoader: it has no {_KEY!r}. "
             f"Pass what loader.state_dict() returned."
         )
-    if not isinstance(state[_KEY], int) or state[_KEY] > VERSION:
+    version = state[_KEY]
+    if type(version) is not int or not 1 <= version <= VERSION:
         raise StateError(
-            f"the state has version {state[_KEY]}, and this headrace reads up to {VERSION}. "
+            f"the state has version {version!r}, and this headrace reads up to {VERSION}. "
             f"Install the newer one: pip install -U headrace."
         )
     for name, kinds in _FIELDS.items():
-        if name not in state or not isinstance(state[name], kinds):
-            what = "is missing" if name not in state else f"is {state[name]!r}"
-            raise StateError(
-                f"the state is damaged: {name!r} {what}. Pass what loader.state_dict() returned, "
-                f"unchanged."
-            )
-    if state["steps"] < 0 or state["status"] not in (FRESH, RUNNING, FINISHED):
-        raise StateError("the state is damaged: its position makes no sense. Load an older one.")
+        if name not in state:
+            raise _damaged(f"{name!r} is missing")
+        value = state[name]
+        if type(value) not in kinds or (type(value) is int and not 0 <= value < _LIMIT):
+            raise _damaged(f"{name!r} is {value!r}")
+    if state["status"] not in (FRESH, RUNNING, FINISHED):
+        raise _damaged(f"'status' is {state['status']!r}")
+    _check_generators(state["generators"], generators)
+    if state["status"] != FRESH and state["base_seed"] is None:
+        raise _damaged("'base_seed' is None")
+    kept = None
+    if state["status"] == RUNNING:
+        kept = _check_running(state, shape, generators)
+    return copy.deepcopy(state), kept
+
+
+def _check_running(
+    state: dict[str, Any], shape: Shape, generators: Sequence[torch.Generator]
+) -> int | None:
     _compare("dataset_length", state, shape.dataset_length, "the same dataset")
-    _compare("global_batch", state, shape.global_batch, "the same batch size times ranks")
     _compare("sampler", state, shape.sampler, "the same kind of sampler and shuffle=")
-    decode(state["generator"])
-    if state["status"] == RUNNING and state["generator_at_start"] is None:
-        raise StateError(
-            "the state is damaged: 'generator_at_start' is missing. Load an older one."
-        )
-    return copy.deepcopy(state)
+    _compare(
+        "seeded_by", state, shape.seeded_by, "the same seed= and shard= (one process is (0, 1))"
+    )
+    kept = None
+    if shape.shard is not None and state["global_batch"]:
+        rank_batch_size(state["global_batch"], shape.shard.world_size)
+        kept = state["global_batch"]
+    else:
+        _compare("global_batch", state, shape.global_batch, "the same batch size")
+    _check_streams(state, shape)
+    _check_position(state, shape)
+    if state["generators_at_start"] is None:
+        raise _damaged("'generators_at_start' is missing")
+    _check_generators(state["generators_at_start"], generators)
+    return kept
 
 
 def _compare(name: str, state: dict[str, Any], present: Any, remedy: str) -> None:
-    if state["status"] == RUNNING and state[name] != present:
+    if state[name] != present:
         raise StateError(
             f"the state was saved with {name} {state[name]!r}, and this loader has {present!r}. "
             f"Give the loader {remedy}, or begin a new epoch without load_state_dict()."
         )
 
 
-def check_workers(state: dict[str, Any], workers: int) -> None:
-    """Refuse to go on with an iterable dataset in another number of workers.
+def _check_position(state: dict[str, Any], shape: Shape) -> None:
+    ahead, steps, length = state["ahead"], state["steps"], shape.length
+    if any(type(step) is not int or not steps < step < _LIMIT for step in ahead):
+        raise _damaged(f"'ahead' is {ahead!r}")
+    if (length is None or not state["global_batch"]) != (state["samples"] is None):
+        raise _damaged(f"'samples' is {state['samples']!r}")
+    if length is None or state["samples"] is None:
+        return
+    most = -(-length // state["global_batch"])
+    if state["samples"] > length or steps > most or (ahead and max(ahead) >= most):
+        raise _damaged(
+            f"it is {state['samples']} samples and {steps} steps into an epoch of {length} samples"
+        )
 
-    Raises:
-        StateError: with both counts.
-    """
+
+def _check_streams(state: dict[str, Any], shape: Shape) -> None:
+    """Refuse to go on with an iterable dataset in another number of workers or ranks."""
     streams = state["streams"]
-    if streams is not None and len(streams) != workers:
+    if (streams is None) != (shape.workers is None):
+        raise _damaged(f"'streams' is {streams!r}")
+    if streams is None:
+        return
+    for stream in streams:
+        known = isinstance(stream, dict) and "dataset" in stream
+        if not known or type(stream.get("batches")) is not int or stream["batches"] < 0:
+            raise _damaged(f"'streams' is {streams!r}")
+    if len(streams) != shape.workers:
+        count = "0 or 1" if len(streams) == 1 else len(streams)
         raise StateError(
             f"the state was saved with {len(streams)} workers iterating over the dataset, and this "
-            f"loader has {workers}: each has its own place in its own stream. "
-            f"Write DataLoader(..., num_workers={len(streams) if len(streams) > 1 else '0 or 1'})."
+            f"loader has {shape.workers}: each has its own place in its own stream. "
+            f"Write DataLoader(..., num_workers={count})."
         )
+    if state["rank"] != (None if shape.rank is None else list(shape.rank)):
+        was = state["rank"] or ["no shard", 1]
+        now = shape.rank or ("no shard", 1)
+        raise StateError(
+            f"the state was saved by rank {was[0]} of {was[1]}, and this is rank {now[0]} of "
+            f"{now[1]}: the ranks of an iterable dataset have a stream each. Start as many ranks "
+            f"again, and give each the state it saved itself."
+        )
+    known_steps = sum(stream["batches"] for stream in streams) == state["steps"]
+    if not known_steps or state["next_worker"] >= len(streams):
+        raise _damaged("its streams and its steps do not agree")
+
+
+def _check_generators(saved: list[Any], generators: Sequence[torch.Generator]) -> None:
+    if len(saved) != len(generators):
+        raise StateError(
+            f"the state was saved with {len(saved)} generators, and the order of this loader is "
+            f"drawn from {len(generators)}. Give its sampler a generator= of its own, or none, as "
+            f"before."
+        )
+    for text, generator in zip(saved, generators, strict=True):
+        try:
+            torch.Generator(device=generator.device).set_state(decode(text))
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise _damaged(f"a generator cannot be read ({error})") from error
+
+
+def _damaged(what: str) -> StateError:
+    return StateError(
+        f"the state is damaged: {what}. Pass what loader.state_dict() returned, unchanged, or load "
+        f"an older checkpoint."
+    )

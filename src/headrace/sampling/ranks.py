@@ -185,7 +185,8 @@ def rank_batch_size(global_batch: int, world_size: int) -> int:
     """
     if global_batch % world_size == 0:
         return global_batch // world_size
-    fitting = [str(n) for n in range(1, global_batch + 1) if global_batch % n == 0]
+    # A damaged state may hold any number: look at as many ranks as there could be.
+    fitting = [str(n) for n in range(1, min(global_batch, 65_536) + 1) if global_batch % n == 0]
     below = ", ".join(fitting if len(fitting) <= 12 else [*fitting[:12], "..."])
     raise StateError(
         f"the state was saved with a global batch of {global_batch} samples, which "
