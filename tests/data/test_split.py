@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Subset
 from torch.utils.data import random_split as torch_random_split
@@ -21,6 +21,7 @@ def generator(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
+@settings(deadline=None, derandomize=True)
 @given(LABELS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 9))
 def test_stratified_split_is_complete_and_in_proportion(labels, shares, seed):
     fractions = [s / sum(shares) for s in shares]
@@ -69,6 +70,7 @@ def test_stratified_split_says_what_is_wrong(lengths, labels, says):
         stratified_split(range(10), lengths, labels=labels)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 300), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 10))
 def test_chronological_split_keeps_order_and_gap(n, shares, gap):
     fractions = [s / sum(shares) for s in shares]

@@ -96,7 +96,7 @@ def assert_same(one, other):
         assert torch.equal(one, other)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(SERIES)),
     st.integers(1, 12),

@@ -47,7 +47,7 @@ def check_limits(
     assert max_ratio is None or len(batch) <= min_batch_size or of.max() <= max_ratio * of.min()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(LENGTHS, LIMITS, st.booleans(), st.sampled_from([None, 0.0, 0.04, 0.5]), st.integers(0, 9))
 def test_every_sample_once_within_the_limits_and_as_many_batches_as_promised(
     lengths, limits, shuffle, spread, seed
@@ -64,7 +64,7 @@ def test_every_sample_once_within_the_limits_and_as_many_batches_as_promised(
             check_limits(batch, lengths, **limits)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(LENGTHS, LIMITS, st.booleans(), st.integers(0, 9))
 def test_drop_last_leaves_out_less_than_a_batch(lengths, limits, shuffle, seed):
     assume("batch_size" in limits or "max_tokens" in limits)
@@ -95,7 +95,7 @@ def test_drop_last_leaves_out_others_in_each_epoch():
     assert stats.chisquare(missing).pvalue > ERROR_RATE
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(LENGTHS, LIMITS, st.integers(2, 5), st.booleans(), st.booleans(), st.integers(0, 9))
 def test_over_ranks_every_sample_once_and_equally_many_batches(
     lengths, limits, ranks, shuffle, drop_last, seed
@@ -144,6 +144,7 @@ def test_over_ranks_the_tokens_of_a_step_are_within_5_percent(n, ranks):
     assert np.all(sizes.min(0) >= 0.95 * sizes.max(0))
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 200), st.integers(1, 12), st.integers(2, 5))
 def test_over_ranks_the_batches_of_a_step_have_equally_many_samples(n, size, ranks):
     assume(n >= ranks and (size > 1 or n % ranks == 0))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import SubsetRandomSampler as TorchSubsetRandomSampler
 
@@ -20,6 +20,7 @@ CONTAINERS = {
 }
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(0, 1000), max_size=40),
     st.sampled_from(sorted(CONTAINERS)),

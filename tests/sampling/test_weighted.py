@@ -37,6 +37,7 @@ WEIGHTS = st.lists(st.sampled_from([0.0, 0.25, 1.0, 3.0, 1e-9]), min_size=1, max
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(WEIGHTS, st.integers(1, 50), st.booleans(), st.booleans(), st.integers(0, 60))
 def test_draws_are_torchs(weights, num_samples, replacement, own, start):
     if not replacement:
@@ -68,7 +69,7 @@ def test_nothing_is_drawn_before_the_first_index():
     assert not torch.equal(g.get_state(), before)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     hnp.arrays(
         np.float64,
@@ -87,7 +88,7 @@ def test_table_finds_what_a_search_of_the_sums_finds(weights):
     assert np.all(weights[found] > 0)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(0, 1e6)).filter(np.any))
 def test_table_holds_the_weights_to_rounding(weights):
     table = CutpointTable(weights)
