@@ -13,17 +13,29 @@ from torch.utils.data import (
     SequentialSampler,
     StackDataset,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
-    WeightedRandomSampler,
     default_convert,
     get_worker_info,
-    random_split,
 )
 
-from headrace.collate import default_collate
+from headrace.collate import (
+    Masked,
+    Packed,
+    Padded,
+    PaddedMasked,
+    collate_by_key,
+    default_collate,
+    iter_batches,
+    jagged_collate,
+    pack_collate,
+    pad_collate,
+    stack_batch,
+    unpad,
+)
 from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
+from headrace.data.windows import SlidingWindows
 from headrace.engine.stats import Statistics
 from headrace.errors import (
     ArrayMismatchError,
@@ -44,8 +56,17 @@ from headrace.errors import (
 )
 from headrace.loader import DataLoader
 from headrace.memory import alloc
-from headrace.sampling.distributed import DistributedSampler
-from headrace.sampling.random import RandomSampler
+from headrace.sampling import (
+    BucketBatchSampler,
+    ClassBalancedSampler,
+    DistributedSampler,
+    PackedBatchSampler,
+    PlannedBatchSampler,
+    RandomSampler,
+    StratifiedBatchSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 __version__ = "0.1.0"
 
@@ -54,7 +75,9 @@ __all__ = [
     "ArrayMismatchError",
     "ArrayTypeError",
     "BatchSampler",
+    "BucketBatchSampler",
     "ChainDataset",
+    "ClassBalancedSampler",
     "CollateError",
     "ConcatDataset",
     "DataLoader",
@@ -65,17 +88,26 @@ __all__ = [
     "HeadraceError",
     "IterableDataset",
     "Leaf",
+    "LeakWarning",
+    "Masked",
     "MissingKeyError",
     "NotCollatableError",
     "OptionError",
+    "Packed",
+    "PackedBatchSampler",
+    "Padded",
+    "PaddedMasked",
+    "PlannedBatchSampler",
     "RandomSampler",
     "SampleIndexError",
     "Sampler",
     "SequentialSampler",
     "ShapeMismatchError",
+    "SlidingWindows",
     "StackDataset",
     "StateError",
     "Statistics",
+    "StratifiedBatchSampler",
     "Subset",
     "SubsetRandomSampler",
     "TensorDataset",
@@ -85,9 +117,18 @@ __all__ = [
     "WorkerStartError",
     "WorkerTimeoutError",
     "alloc",
+    "chronological_split",
+    "collate_by_key",
     "columns",
     "default_collate",
     "default_convert",
     "get_worker_info",
+    "iter_batches",
+    "jagged_collate",
+    "pack_collate",
+    "pad_collate",
     "random_split",
+    "stack_batch",
+    "stratified_split",
+    "unpad",
 ]
