@@ -280,6 +280,7 @@ class Engine:
             turn=progress.next_worker,
             on_stream=self._stream_left if iterable else None,
             on_step=None if progress.prefix is None else progress.left,
+            same_stream=self._home.same_stream if workers > 1 and not any(given) else None,
         )
 
     def _stream_left(self, worker: int, state: Any) -> None:

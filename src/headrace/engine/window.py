@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.order import Tasks
+from headrace.engine.same_stream import SameStream
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import WorkerDiedError, WorkerTimeoutError
@@ -27,7 +28,7 @@ class Policy:
     before this window, ``turn`` is the worker whose turn it is, and ``on_stream`` hears of each
     batch that leaves: its worker, and the dataset's state behind it; ``to_replay`` counts the
     batches that a worker without a state has to make again. ``on_step`` hears of each step that
-    leaves, where they may leave out of order.
+    leaves, where they may leave out of order. ``same_stream`` compares the streams.
     """
 
     depth: int = 1
@@ -42,6 +43,7 @@ class Policy:
     turn: int = 0
     on_stream: Callable[[int, Any], None] | None = None
     on_step: Callable[[int], None] | None = None
+    same_stream: SameStream | None = None
 
 
 class Window:
@@ -70,6 +72,8 @@ class Window:
         self._failed_samplings = 0
         self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
         self._broken = ""  # what ended the epoch for good
+        if policy.same_stream is not None:
+            policy.same_stream.begin()
         if policy.eager:
             self._top_up(policy.depth)
 
@@ -143,8 +147,12 @@ class Window:
             self._due.remove(step)
         result = self._ready.pop(step)
         if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
-            state = result.state if isinstance(result, Done) else None
-            self._policy.on_stream(self._streams.pop(step), state)
+            worker, state = self._streams.pop(step), None
+            if isinstance(result, Done):
+                state = result.state
+                if self._policy.same_stream is not None:
+                    self._policy.same_stream.leaves(worker, result.batch, self._backend.workers)
+            self._policy.on_stream(worker, state)
         return result
 
     # Submission
@@ -256,7 +264,9 @@ class Window:
             self._counters.moved += 1
         while len(self._due) < 2 * self._policy.depth:
             free = [w for w in idle if not self._given[w]]
-            if not free or not self._submit_next(free[0]):
+            turn = self._active[self._turn]
+            # Only what would have waited behind a slow task goes to another than its own worker.
+            if not free or not self._submit_next(free[0] if turn in slow else turn):
                 break
         # Look again after as long a time, not at once.
         self._since = [now if w in slow else s for w, s in enumerate(self._since)]
