@@ -431,6 +431,14 @@ class TestPool:
         assert token.ctypes.data == address
         assert pool.created == 1
 
+    def test_lends_a_larger_buffer_for_the_smaller_last_batch(self) -> None:
+        pool = Pool()
+        pool.lend(1 << 20)
+        pool.lend(300 << 10)
+        assert pool.created == 1
+        pool.lend(100 << 10)
+        assert pool.created == 2, "a buffer ten times too large is wasted on it"
+
     def test_never_lends_twice_at_once(self) -> None:
         pool = Pool()
         tokens = [pool.lend(100_000) for _ in range(20)]
