@@ -14,20 +14,35 @@ class WrappedError(ExceptionWrapper):
     """torch's wrapper ("Caught X in DataLoader worker process N."), with notes and fields."""
 
     def __init__(self, error: BaseException, where: str) -> None:
-        self.notes: list[str] = list(getattr(error, "__notes__", ()))
+        self.notes = [str(note) for note in getattr(error, "__notes__", ())]
         trace = (type(error), error, error.__traceback__)
         super().__init__(trace, where)  # type: ignore[no-untyped-call]
         self.fields: dict[str, Any] = {}
         if isinstance(error, CollateError):
             self.fields = {name: vars(error)[name] for name in ("positions", "path", "indices")}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "exc_type": pickle.dumps(self.exc_type)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        try:
+            self.exc_type = pickle.loads(state["exc_type"])
+        except Exception:  # of a module that only the worker could import
+            self.exc_type = RuntimeError
+
     def rebuild(self) -> BaseException:
         """Return the exception to raise: of the original type, or RuntimeError."""
         try:
             self.reraise()  # type: ignore[no-untyped-call]
-        except BaseException as error:
+        except self.exc_type as error:
             error.__traceback__ = None
-            rebuilt = error
+            rebuilt: BaseException = error
+        except Exception:
+            # The type wants other arguments than torch guesses: its text says what it was.
+            rebuilt = RuntimeError(
+                f"Caught {self.exc_type.__name__} {self.where}.\nOriginal {self.exc_msg}"
+            )
         for note in self.notes:
             rebuilt.add_note(note)
         vars(rebuilt).update(self.fields)
