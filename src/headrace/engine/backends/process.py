@@ -68,6 +68,7 @@ class Worker:
         self.process: Any = None
         self.pidfd = -1
         self.died: Died | None = None
+        self.lost = False  # killed, because not all that it sent could be received
 
     def close_files(self) -> None:
         """Close this side's descriptors of a worker that is gone, or is not ours."""
@@ -122,11 +123,10 @@ class ProcessBackend(Backend):
         method = self._context.get_start_method()
         forks = method == "fork"
         setup.heirlooms = heirlooms if forks else []
-        # The kernel tells of the end of the thread that made the process, not of its process. The
-        # server that forks for "forkserver" has one thread, and leaves with the user's process.
-        setup.kernel_watches = method == "forkserver" or (
-            threading.current_thread() is threading.main_thread()
-        )
+        # The kernel tells of the end of the thread that made the process, not of its process; and
+        # the server that forks for "forkserver" takes its time to leave, with torch loaded.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        setup.kernel_watches = method != "forkserver" and in_main_thread
         worker = None
         try:
             worker = Worker(setup, Imports(self._home, setup.heirlooms))
@@ -136,9 +136,9 @@ class ProcessBackend(Backend):
                 args=(worker.its, setup),
                 daemon=True,
             )
-            with _forking():
+            with _forking(method):
                 worker.process.start()
-            self._enlist(worker)
+                self._enlist(worker)
         except BaseException as error:
             if worker is not None:
                 worker.discard()
@@ -151,7 +151,8 @@ class ProcessBackend(Backend):
     def start_spare(self) -> None:
         """Fork the process that forks replacements, while this one is as it was at the start."""
         if self._context.get_start_method() == "fork" and self._spare is None:
-            with _forking():
+            # Without one, a worker that dies is replaced by a fork of this process.
+            with contextlib.suppress(OSError), _forking("fork"):
                 self._spare = Spare(self._context, self._setups)
 
     def _enlist(self, worker: Worker) -> None:
@@ -177,18 +178,7 @@ class ProcessBackend(Backend):
         if state is not None:
             setup.dataset_state = state
         if self._spare is not None:
-            new = Worker(setup, Imports(self._home, []))
-            try:
-                new.process = self._spare.fork(setup, new.its, new.stack_file)
-                self._enlist(new)
-            except WorkerStartError:  # the spare was killed too, or stopped
-                new.close_files()
-                self._spare.stop()
-                self._spare.join()
-                self._spare = None
-            except BaseException:
-                new.discard()
-                raise
+            self._fork_from_spare(self._spare, setup)
         if self._spare is None:
             self._start(setup, [])
         if done:
@@ -197,6 +187,24 @@ class ProcessBackend(Backend):
     def replay(self, worker: int, tasks: list[Task]) -> None:
         """Have a worker make batches that nobody wants, to bring its stream to a place."""
         self._put(self._crew[worker], (wire.REPLAY, [tuple(task) for task in tasks]))
+
+    def _fork_from_spare(self, spare: Spare, setup: Setup) -> None:
+        new = None
+        try:
+            new = Worker(setup, Imports(self._home, []))
+            new.process = spare.fork(setup, new.its, new.stack_file)
+            self._enlist(new)
+        except WorkerStartError:  # it was killed too, or stopped
+            assert new is not None
+            new.close_files()
+            self._spare = None
+            spare.stop()
+            spare.join()
+        except BaseException as error:
+            if new is not None:
+                new.discard()
+            _explain_start(error, setup)
+            raise
 
     # Tasks
 
@@ -260,6 +268,8 @@ class ProcessBackend(Backend):
                 worker.outbox.popleft()
         except BlockingIOError:
             pass
+        except OSError as error:
+            raise (_too_many_files("to send a task") if _is_of_files(error) else error) from None
         finally:
             if worker.wants_out != bool(worker.outbox):
                 worker.wants_out = bool(worker.outbox)
@@ -315,7 +325,9 @@ class ProcessBackend(Backend):
         except (BlockingIOError, EOFError, ConnectionResetError):
             return False
         kind = message[0]
-        if kind == wire.BUFFERS:
+        if worker.lost:
+            _close(descriptors)
+        elif kind == wire.BUFFERS:
             self._import(worker, message[1], descriptors)
         elif kind == wire.NOTICE:
             warnings.warn(message[1], stacklevel=6)
@@ -335,9 +347,9 @@ class ProcessBackend(Backend):
 
     def _import(self, worker: Worker, made: list[tuple[int, int]], descriptors: list[int]) -> None:
         if len(descriptors) < len(made):  # the kernel had no numbers for the others here
-            for descriptor in descriptors:
-                os.close(descriptor)
-            worker.kill()  # what it made is lost; another will make it again
+            _close(descriptors)
+            worker.lost = True  # all that it has made is made again by another
+            worker.kill()
             raise _too_many_files("for the memory of a batch")
         for (key, size), descriptor in zip(made, descriptors, strict=True):
             worker.imports.add(key, size, descriptor)
@@ -469,14 +481,40 @@ _exiting = False
 
 
 @contextlib.contextmanager
-def _forking() -> Iterator[None]:
+def _forking(method: str) -> Iterator[None]:
     """Mark a fork as ours: the child is a worker, not a fork that the user made."""
     thread = threading.get_ident()
-    _our_forks.add(thread)
+    with _ctrl_c_later(method):
+        _our_forks.add(thread)
+        try:
+            yield
+        finally:
+            _our_forks.discard(thread)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later(method: str) -> Iterator[None]:
+    """Let Ctrl-C wait until a worker is on the list, or it would be left.
+
+    Python also forgets an exception that comes while it runs what was registered for a fork.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    came: list[int] = []  # for other threads may take the signal that this one has masked
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    # The mask is for "spawn": its child would show a traceback if it is interrupted in an import.
+    # The server of "forkserver" would inherit it, and it serves others too.
+    held = set() if method == "forkserver" else {signal.SIGINT}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield
     finally:
-        _our_forks.discard(thread)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _after_fork_in_child() -> None:
@@ -499,6 +537,15 @@ def _close_all() -> None:
 
 # Before multiprocessing's own handler, which would wait for a worker that ignores SIGTERM.
 atexit.register(_close_all)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _is_of_files(error: OSError) -> bool:
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
 
 
 def _too_many_files(what: str) -> OSError:
