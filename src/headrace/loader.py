@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import torch
 import torch.utils.data as torch_data
+from torch.autograd import profiler
 from torch.utils.data import IterableDataset
 from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data._utils.pin_memory import pin_memory as pin
@@ -200,7 +202,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             global_batch=global_batch,
             sampler=self._order_name(),
             seeded_by=from_seed if self.seed is None else f"seed {self.seed}",
-            length=None if global_batch is None else self._order_length(),
+            length=self._order_length()(),
             shard=self._shard_now(),
             workers=max(1, self.num_workers if self._uses_processes else 0) if iterable else None,
             rank=which_rank(self.shard) if iterable else None,
@@ -224,9 +226,12 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def _order_name(self) -> str:
         return type(order_sampler(self._index_sampler)).__name__
 
-    def _order_length(self) -> int | None:
-        iterable = isinstance(self.dataset, IterableDataset)
-        return None if iterable else length_of(order_sampler(self._index_sampler))
+    def _order_length(self) -> Callable[[], int | None]:
+        # For states and shards only: asking a custom sampler may cost something. It holds no loader
+        # either, or workers that persist would wait for the cycle collector.
+        if isinstance(self.dataset, IterableDataset) or self._global_batch() is None:
+            return partial(length_of, None)
+        return partial(length_of, order_sampler(self._index_sampler))
 
     def _check_shard(self) -> None:
         if self.shard is None:
@@ -330,6 +335,10 @@ class DataLoader(torch_data.DataLoader[_T_co]):
 _DATAPIPES = (torch_data.IterDataPipe, torch_data.MapDataPipe)
 
 
+# What torch's profiler shows loading as, and what people look for.
+_PROFILER_LABEL = "enumerate(DataLoader)#LoaderIterator.__next__"
+
+
 class LoaderIterator(Generic[_T_co]):
     """One epoch of a loader, or with persistent workers one epoch after the other."""
 
@@ -349,7 +358,7 @@ class LoaderIterator(Generic[_T_co]):
     def _begin(self, loader: DataLoader[_T_co]) -> None:
         self._batches = self._engine.batches
         self._promised = _promised_length(loader)
-        self._num_yielded = 0
+        self._interrupted = False
         # Nothing to do after each batch: hand the inner iterator's batches straight out.
         plain = self._device is None and self._promised is None
         self._finish: Callable[[Any], Any] | None = None if plain else self._pin_and_count
@@ -360,11 +369,31 @@ class LoaderIterator(Generic[_T_co]):
     def __next__(self) -> Any:
         """Return the next batch."""
         try:
-            batch = next(self._batches)
+            if profiler._is_profiler_enabled:
+                with profiler.record_function(_PROFILER_LABEL):
+                    batch = next(self._batches)
+            else:
+                batch = next(self._batches)
         except StopIteration:
+            self._check_interrupted()
             self._engine.end_epoch()
             raise
+        except KeyboardInterrupt:
+            self._interrupted = not self._workers
+            raise
         return batch if self._finish is None else self._finish(batch)
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted:
+            raise RuntimeError(
+                "this iterator was interrupted while it made a batch and cannot go on: that would "
+                "lose samples. Call iter(loader) for a new epoch, or load a state_dict()."
+            )
+
+    @property
+    def _num_yielded(self) -> int:
+        """Return the batches of this epoch so far, under the name that torch's iterators have."""
+        return self._engine.position
 
     def _shutdown_workers(self) -> None:
         """End the workers, as other libraries ask torch's iterators to."""
@@ -382,7 +411,6 @@ class LoaderIterator(Generic[_T_co]):
         )
 
     def _pin_and_count(self, batch: Any) -> Any:
-        self._num_yielded += 1
         if self._promised is not None and self._num_yielded > self._promised[1]:
             dataset, length = self._promised
             warnings.warn(

@@ -164,11 +164,6 @@ class TestExceptions:
 
         assert assert_programs_agree(program)[0] == [[1], LookupError, [9], [16]]
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="frames of Window._wait and _next_result keep the Failed whose traceback they are "
-        "on: user code's locals live until the cycle collector runs",
-    )
     def test_hold_nothing_once_they_are_handled(self) -> None:
         class Sample:
             pass

@@ -197,6 +197,7 @@ def _are_plain(batch: Sequence[Any]) -> bool:
         first.layout is torch.strided
         and first.device.type == "cpu"
         and not first.is_nested
+        and first.is_contiguous()  # torch.stack keeps channels_last and the like
         and set(map(type, batch)) == {torch.Tensor}
         and len({tensor.dtype for tensor in batch}) == 1
     )

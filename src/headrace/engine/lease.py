@@ -146,7 +146,7 @@ class Pool:
 
     def _larger(self, size_bytes: int) -> Memory | None:
         """Return free memory of a class up to four times as large: the last batch is smaller."""
-        for size, free in self._free.items():
+        for size, free in list(self._free.items()):
             if size_bytes < size <= 4 * size_bytes and free:
                 return free.pop()
         return None

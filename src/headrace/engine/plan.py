@@ -36,7 +36,7 @@ from headrace.engine.lease import Pool
 from headrace.engine.order import Order, Tasks
 from headrace.engine.packing import decode
 from headrace.engine.ranks import agree
-from headrace.engine.samplers import AskedAgain, generators_of, stateful, with_seed
+from headrace.engine.samplers import generators_of, load_at_end, stateful, with_seed
 from headrace.engine.shared import AVAILABLE, Home
 from headrace.engine.state import FINISHED, RUNNING, Progress
 from headrace.engine.stats import Counters
@@ -70,7 +70,7 @@ class Options:
     seed: int | None = None
     shard: Shard | None = None
     dataset_length: int | None = None
-    order_length: int | None = None
+    order_length: Callable[[], int | None] = lambda: None
     order_name: str = ""
 
     @property
@@ -115,6 +115,11 @@ class Engine:
         states = [generator.get_state() for generator in self._generators]
         return Progress(states, base_seed, epoch, round_number)
 
+    @property
+    def position(self) -> int:
+        """Return the steps of this epoch that have left, through this engine."""
+        return self._counters.position
+
     def next_epoch(self, counters: Counters, round_number: int) -> None:
         """Begin another epoch with the workers there are."""
         self._counters = counters
@@ -144,17 +149,29 @@ class Engine:
         if order is not None and (saved["begun"] or saved["steps"]):
             order.go_on()
         if order is not None and saved["drawn"]:
-            # A sampler that knows its place is asked for one batch, for what it draws at its first.
-            if progress.sampler is not None and "sampler_state" in saved:
-                order.replay(1, 0)
-                order.drawn += saved["steps"]
-            else:
-                order.replay(saved["drawn"], saved["steps"])
+            self._replay_sampler(order, saved)
         known = order is not None and order.chunks is not None
         for generator, text in zip(self._generators, saved["generators"], strict=True):
             if not known or generator is torch.default_generator:
                 generator.set_state(decode(text))
         return self._begin(order)
+
+    def _replay_sampler(self, order: Order, saved: dict[str, Any]) -> None:
+        """Bring a custom sampler to where it was; one that knows its place is there already."""
+        if self.progress.sampler is None or "sampler_state" not in saved:
+            order.replay(saved["drawn"], saved["steps"])
+            return
+        if self._all_given(saved):
+            order.end()
+        else:
+            order.replay(1, 0)  # for what it draws with its first batch
+        order.drawn += saved["steps"]
+
+    def _all_given(self, saved: dict[str, Any]) -> bool:
+        """Whether a state was taken behind the last sample, where a sampler may have begun anew."""
+        if saved["status"] == FINISHED:
+            return True
+        return saved["samples"] is not None and saved["samples"] == self._options.order_length()
 
     def _order(self, first: bool = False, saved: dict[str, Any] | None = None) -> Order | None:
         """Return the order of the epoch; ``first`` draws the base seed, as torch does."""
@@ -162,10 +179,11 @@ class Engine:
         sampler = options.index_sampler
         progress.sampler = stateful(sampler) if options.shard is None else None
         if progress.sampler is not None and saved is not None and "sampler_state" in saved:
-            progress.sampler.load_state_dict(copy.deepcopy(saved["sampler_state"]))
             progress.sampler_states[progress.steps - 1] = saved["sampler_state"]
-            if saved["status"] == FINISHED:
-                sampler = AskedAgain(sampler)
+            if self._all_given(saved):
+                load_at_end(sampler, saved["sampler_state"], self._generators)
+            else:
+                progress.sampler.load_state_dict(copy.deepcopy(saved["sampler_state"]))
         seeds = None
         if options.seed is not None or options.shard is not None:
             seeds = self._agree(first)
@@ -201,7 +219,7 @@ class Engine:
             return seeds
         facts = {
             "the length of the dataset": options.dataset_length or 0,
-            "the length of the order": options.order_length or 0,
+            "the length of the order": options.order_length() or 0,
             "the global batch": options.shard.global_batch,
             "uneven= (a checksum)": crc32(options.shard.uneven.encode()),
             "drop_last": int(options.shard.drop_last),

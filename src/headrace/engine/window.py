@@ -116,11 +116,15 @@ class Window:
         event = self._backend.get(None)
         assert isinstance(event, Finished)
         result = event.result
-        if isinstance(result, Exhausted):
-            raise StopIteration
-        if self._policy.on_stream is not None:
-            self._policy.on_stream(0, result.state if isinstance(result, Done) else None)
-        return result
+        try:
+            if isinstance(result, Exhausted):
+                raise StopIteration
+            if self._policy.on_stream is not None:
+                self._policy.on_stream(0, result.state if isinstance(result, Done) else None)
+            return result
+        finally:
+            # The traceback of what user code raised leads to this frame: it must not lead back.
+            del event, result
 
     def _next_result(self, started: float) -> Done | Failed:
         """Wait for the result that leaves next; StopIteration when there is none to come."""
