@@ -86,6 +86,11 @@ class Order:
             if number >= steps:
                 self._kept.append(batch)
 
+    def end(self) -> None:
+        """Ask for nothing more: all of this epoch was handed out."""
+        self._kept.clear()
+        self._custom = iter(())
+
     def __next__(self) -> Any:
         """Ask a custom sampler for its next index batch."""
         if self._kept:

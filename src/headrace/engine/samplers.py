@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -105,26 +105,18 @@ class _Seeded:
             yield index
 
 
-class AskedAgain:
-    """Iterates over a sampler that was loaded with its state from the end of an epoch.
+def load_at_end(index_sampler: Any, state: Any, generators: Sequence[torch.Generator]) -> None:
+    """Load a sampler with its state from the end of an epoch, so that it begins another one.
 
-    For some that state means a new epoch, for others that nothing is left: these are asked again.
+    For some samplers that state means a new epoch, for others that nothing is left. Which it is
+    shows when it is asked; then all is put back.
     """
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._indices = iter(sampler)
-        self._first = True
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        first, self._first = self._first, False
-        try:
-            return next(self._indices)
-        except StopIteration:
-            if not first:
-                raise
-        self._indices = iter(self._sampler)
-        return next(self._indices)
+    sampler = stateful(index_sampler)
+    sampler.load_state_dict(copy.deepcopy(state))
+    before = [generator.get_state() for generator in generators]
+    nothing = object()
+    left = next(iter(index_sampler), nothing)
+    for generator, generator_state in zip(generators, before, strict=True):
+        generator.set_state(generator_state)
+    if left is not nothing:
+        sampler.load_state_dict(copy.deepcopy(state))
