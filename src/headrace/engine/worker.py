@@ -7,6 +7,7 @@ It leaves when the user's process does, whatever it is doing: the kernel kills i
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -63,6 +64,17 @@ def worker_main(end: socket.socket, setup: Setup) -> None:
     reset_signals()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _Worker(end, setup).run()
+
+
+def interpreter_main(end: socket.socket, setup: Setup) -> None:
+    """Run a worker in an interpreter of its own, and leave it as a forked one is left.
+
+    To take an interpreter apart that has imported torch takes longer than the end of an epoch may.
+    """
+    worker_main(end, setup)
+    atexit._run_exitfuncs()
+    flush()
+    os._exit(0)
 
 
 def leave_with_user(user_pid: int, kernel_watches: bool) -> None:

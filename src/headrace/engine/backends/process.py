@@ -36,7 +36,7 @@ from headrace.engine.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.shared import Home, Imports
 from headrace.engine.task import Done, Failed, Task
 from headrace.engine.wire_errors import WrappedError
-from headrace.engine.worker import Setup, worker_main
+from headrace.engine.worker import Setup, interpreter_main, worker_main
 from headrace.errors import WorkerStartError
 
 GRACE_S = 0.4
@@ -132,7 +132,7 @@ class ProcessBackend(Backend):
             worker = Worker(setup, Imports(self._home, setup.heirlooms))
             setup.stack_file = wire.Descriptor(worker.stack_file)
             worker.process = self._context.Process(
-                target=_run_forked if forks else worker_main,
+                target=_run_forked if forks else interpreter_main,
                 args=(worker.its, setup),
                 daemon=True,
             )
