@@ -38,6 +38,7 @@ class Manual(Backend):
         self.given: list[list[int]] = [[] for _ in range(workers)]  # every step, for ever
         self.queues: list[deque[Task]] = [deque() for _ in range(workers)]
         self.begun: list[float | None] = [None] * workers
+        self.starting: set[int] = set()  # workers that have read nothing yet
         self.takes: Callable[[Task], float] = lambda task: 0.0
         self.make: Callable[[int, Task], Any] = lambda worker, task: Done(
             task.step, task.step, 1, 8, 0.0
@@ -77,6 +78,7 @@ class Manual(Backend):
         self.begun[worker] = None
         self._begin(worker)
         self.finished.append(task.step)
+        self.starting.discard(worker)
         return Finished(worker, self.make(worker, task))
 
     def _wait(self, timeout_s: float) -> None:
@@ -84,7 +86,7 @@ class Manual(Backend):
 
     def retract(self, worker: int) -> list[Task]:
         queue = self.queues[worker]
-        taken = list(queue)[1:]
+        taken = list(queue)[worker not in self.starting :]
         for _ in taken:
             queue.pop()
         return taken
@@ -283,6 +285,15 @@ class TestSlowTasks:
         assert counters.moved == 0
         for worker, steps in enumerate(backend.given):
             assert steps == list(range(worker, 50, 4))
+
+    def test_a_worker_that_is_still_starting_keeps_its_tasks(self) -> None:
+        """It has not begun any, so none stands behind a slow one."""
+        backend, counters = Manual(3), Counters()
+        backend.starting = {1}
+        backend.takes = lambda task: 20 * SLOW_S if task.step == 1 else 0.01
+        assert list(window(backend, range(30), counters, movable=True)) == list(range(30))
+        assert counters.moved == 0
+        assert set(backend.given[1]) == set(range(1, 30, 3))
 
     @many
     @given(st.integers(2, 4), st.data())

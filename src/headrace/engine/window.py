@@ -260,9 +260,14 @@ class Window:
         slow = [w for w in self._active if self._given[w] and now - self._since[w] >= SLOW_S]
         idle = [w for w in self._active if not self._given[w]]
         waiting: list[Task] = []
-        for worker in slow:
-            if len(self._given[worker]) > 1:
-                waiting += self._take_from(worker)
+        for worker in list(slow):
+            taken = self._take_from(worker)
+            if self._given[worker]:
+                waiting += taken
+            else:  # it has begun none of them: it is not slow, it is still starting
+                slow.remove(worker)
+                for task in taken:
+                    self._give(worker, task)
         for task in waiting:
             self._give(self._least_busy(idle), task)
             self._counters.moved += 1
