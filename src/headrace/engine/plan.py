@@ -148,7 +148,7 @@ class Engine:
         progress.base_seed = saved["base_seed"]
         if order is not None and (saved["begun"] or saved["steps"]):
             order.go_on()
-        if order is not None and saved["drawn"]:
+        if order is not None and saved["drawn"] and self._options.shard is None:
             self._replay_sampler(order, saved)
         known = order is not None and order.chunks is not None
         for generator, text in zip(self._generators, saved["generators"], strict=True):
