@@ -59,6 +59,8 @@ class GatherThread:
                 f"this iterator belongs to process {self._pid}, and this is a fork of it. "
                 f"Call iter(loader) in this process."
             )
+        if not self._stop.alive:  # closed: nobody would answer
+            raise StopIteration
         while len(self._waiting) < _AHEAD:
             piece = next(self._pieces, None)
             if piece is None:
