@@ -24,9 +24,9 @@ def held() -> dict[str, int]:
 
 def memory_mib() -> float:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Rss:"):
             return int(line.split()[1]) / 1024
-    raise AssertionError("no Pss")
+    raise AssertionError("no Rss")
 
 
 @pytest.mark.parametrize(
