@@ -229,6 +229,29 @@ def test_persistent_workers_killed_at_the_last_batch_are_replaced() -> None:
         assert got == WHOLE[:4]
 
 
+def test_a_persistent_worker_that_died_idle_is_missed_in_the_next_epoch() -> None:
+    marks = Marks(1)
+
+    class Last(Numbers):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            if index == 2 and not marks[0]:
+                marks.add(0)
+                siblings = children_of(os.getppid())
+                wait_until(lambda: siblings - children_of(os.getppid()), "one was reaped")
+            return super().__getitem__(index)
+
+    loader = loader_of(Last(4), 2, persistent_workers=True, worker_restarts=1)
+    iterator = iter(loader)
+    got = indices_of([next(iterator)])
+    wait_until(lambda: marks[0], "the other worker waits for the death of this one")
+    os.kill(iterator._workers[0].pid, signal.SIGKILL)
+    assert got + indices_of(iterator) == WHOLE[:2]
+    assert loader.statistics().restarts == 0
+    for _ in range(2):
+        assert indices_of(loader) == WHOLE[:2]
+    assert loader.statistics().restarts == 1
+
+
 def test_persistent_workers_killed_in_an_epoch_that_was_left_early() -> None:
     loader = loader_of(Numbers(LENGTH), 2, persistent_workers=True, worker_restarts=2)
     for _ in range(3):

@@ -1,13 +1,18 @@
 """``timeout=`` says which worker, which indices, and where the user's code stands."""
 
+import os
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from headrace import DataLoader
+from headrace.engine.obituary import stack_of
 from headrace.errors import WorkerTimeoutError
+from workers.failure.processes import is_running, wait_until
 from workers.failure.user_code import Marks, Numbers, Stream, be_deaf, indices_of
 
 
@@ -81,6 +86,21 @@ def test_a_worker_that_is_still_starting_is_not_ended_by_the_question() -> None:
             next(iterator)
     marks.add(0)
     assert indices_of(iterator) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_process_that_does_not_listen_for_the_question_is_not_asked() -> None:
+    process = subprocess.Popen(["sleep", "60"])  # a spawned worker that still imports is like it
+    wait_until(lambda: "sleep" in _command_of(process.pid), "it runs")
+    stack_file = os.memfd_create("stack")
+    assert "still starting" in stack_of(process.pid, stack_file)
+    assert is_running(process.pid)
+    os.close(stack_file)
+    process.kill()
+    process.wait()
+
+
+def _command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def test_an_iterable_dataset_times_out_too() -> None:
