@@ -282,8 +282,9 @@ class Window:
 
     def _take_from(self, worker: int) -> list[Task]:
         retracted = self._backend.retract(worker)
-        for _ in retracted:
-            self._given[worker].pop()
+        # By step: the worker may have taken up a later one while the first were taken back.
+        steps = {task.step for task in retracted}
+        self._given[worker] = deque(t for t in self._given[worker] if t.step not in steps)
         return retracted
 
     def _least_busy(self, workers: list[int]) -> int:
