@@ -11,26 +11,27 @@ exit. If the user's process is itself killed, the workers notice (:mod:`headrace
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import errno
 import multiprocessing.process
 import os
-import pickle
 import select
-import signal
 import socket
 import threading
 import time
 import warnings
-import weakref
 from collections import deque
-from collections.abc import Iterator
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from headrace.engine import wire
 from headrace.engine.backends.base import Backend, Died, Finished
+from headrace.engine.backends.crew import (
+    Worker,
+    close,
+    explain_start,
+    is_of_files,
+    too_many_files,
+)
+from headrace.engine.backends.ending import backends, end_together, forking, is_exiting
 from headrace.engine.backends.spare import Spare
 from headrace.engine.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.shared import Home, Imports
@@ -39,58 +40,7 @@ from headrace.engine.wire_errors import WrappedError
 from headrace.engine.worker import Setup, interpreter_main, worker_main
 from headrace.errors import WorkerStartError
 
-GRACE_S = 0.4
 _IN, _OUT = select.POLLIN, select.POLLOUT
-
-
-class Worker:
-    """One worker process as the user's process sees it."""
-
-    def __init__(self, setup: Setup, imports: Imports) -> None:
-        self.setup = setup
-        self.imports = imports
-        self.stack_file = os.memfd_create("headrace-stack", os.MFD_CLOEXEC)
-        try:
-            self.mine, self.its = wire.pair()
-        except OSError:
-            os.close(self.stack_file)
-            raise
-        self.receive = wire.Receiver(self.mine)
-        # The worker's end is kept open here too: a task that it has not read can be taken back.
-        self.take_back = wire.Receiver(self.its)
-        self.outbox: deque[tuple[Any, ...]] = deque()
-        self.arrived: deque[Any] = deque()
-        self.outstanding = 0
-        self.stale = 0
-        self.free: list[int] = []
-        self.retired: list[int] = []
-        self.wants_out = False
-        self.process: Any = None
-        self.pidfd = -1
-        self.died: Died | None = None
-        self.lost = False  # killed, because not all that it sent could be received
-
-    def close_files(self) -> None:
-        """Close this side's descriptors of a worker that is gone, or is not ours."""
-        for end in (self.mine, self.its):
-            end.close()
-        descriptors = (self.stack_file, self.pidfd)
-        self.stack_file = self.pidfd = -1  # first: an exit may close what a thread is closing
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    def kill(self) -> None:
-        """End it with the one signal that nothing can ignore."""
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def discard(self) -> None:
-        """End a worker whose start did not come to its end."""
-        if self.process is not None and self.process.pid is not None:
-            self.process.kill()
-            self.process.join()
-        self.close_files()
 
 
 class ProcessBackend(Backend):
@@ -109,7 +59,7 @@ class ProcessBackend(Backend):
         self._closing = self._closed = False
         self._spare: Spare | None = None
         self._setups = setups
-        _backends.add(self)
+        backends.add(self)
         try:
             for setup, heirlooms in zip(setups, home.divide(len(setups)), strict=True):
                 self._start(setup, heirlooms)
@@ -136,13 +86,13 @@ class ProcessBackend(Backend):
                 args=(worker.its, setup),
                 daemon=True,
             )
-            with _forking(method):
+            with forking(method):
                 worker.process.start()
                 self._enlist(worker)
         except BaseException as error:
             if worker is not None:
                 worker.discard()
-            _explain_start(error, setup)
+            explain_start(error, setup)
             raise
         finally:
             setup.heirlooms = []
@@ -152,7 +102,7 @@ class ProcessBackend(Backend):
         """Fork the process that forks replacements, while this one is as it was at the start."""
         if self._context.get_start_method() == "fork" and self._spare is None:
             # Without one, a worker that dies is replaced by a fork of this process.
-            with contextlib.suppress(OSError), _forking("fork"):
+            with contextlib.suppress(OSError), forking("fork"):
                 self._spare = Spare(self._context, self._setups)
 
     def _enlist(self, worker: Worker) -> None:
@@ -203,7 +153,7 @@ class ProcessBackend(Backend):
         except BaseException as error:
             if new is not None:
                 new.discard()
-            _explain_start(error, setup)
+            explain_start(error, setup)
             raise
 
     # Tasks
@@ -269,7 +219,7 @@ class ProcessBackend(Backend):
         except BlockingIOError:
             pass
         except OSError as error:
-            raise (_too_many_files("to send a task") if _is_of_files(error) else error) from None
+            raise (too_many_files("to send a task") if is_of_files(error) else error) from None
         finally:
             if worker.wants_out != bool(worker.outbox):
                 worker.wants_out = bool(worker.outbox)
@@ -298,7 +248,7 @@ class ProcessBackend(Backend):
                 f"Call iter(loader) in this process."
             )
         if self._closing:
-            if _exiting and threading.current_thread().daemon:
+            if is_exiting() and threading.current_thread().daemon:
                 threading.Event().wait()  # the interpreter ends, and this thread with it
             raise RuntimeError(
                 "the workers of this iterator have been ended. Call iter(loader) for others."
@@ -326,7 +276,7 @@ class ProcessBackend(Backend):
             return False
         kind = message[0]
         if worker.lost:
-            _close(descriptors)
+            close(descriptors)
         elif kind == wire.BUFFERS:
             self._import(worker, message[1], descriptors)
         elif kind == wire.NOTICE:
@@ -347,10 +297,10 @@ class ProcessBackend(Backend):
 
     def _import(self, worker: Worker, made: list[tuple[int, int]], descriptors: list[int]) -> None:
         if len(descriptors) < len(made):  # the kernel had no numbers for the others here
-            _close(descriptors)
+            close(descriptors)
             worker.lost = True  # all that it has made is made again by another
             worker.kill()
-            raise _too_many_files("for the memory of a batch")
+            raise too_many_files("for the memory of a batch")
         for (key, size), descriptor in zip(made, descriptors, strict=True):
             worker.imports.add(key, size, descriptor)
 
@@ -379,7 +329,7 @@ class ProcessBackend(Backend):
 
     def close(self) -> None:
         """End all workers, within a second, and keep their memory for workers to come."""
-        _end_together([self])
+        end_together([self])
 
     def ask_to_leave(self) -> list[int]:
         """Tell the workers to stop; return what to wait for."""
@@ -441,151 +391,7 @@ def _unpacked(done: Done, worker: Worker) -> Done | Failed:
         return Failed(done.step, error)
 
 
-def _end_together(backends: list[ProcessBackend]) -> None:
-    """End the workers of several loaders: they share the second."""
-    ours = [backend for backend in backends if backend.is_open()]
-    try:
-        _await_exit([pidfd for backend in ours for pidfd in backend.ask_to_leave()], GRACE_S)
-    finally:  # after a second Ctrl-C too
-        for backend in ours:
-            backend.kill()
-        for backend in ours:
-            backend.reap()
-
-
-def _await_exit(pidfds: list[int], limit_s: float) -> None:
-    """Wait until all these processes have ended, or the time is over."""
-    waiting = select.poll()
-    left = set(pidfds)
-    for descriptor in left:
-        waiting.register(descriptor, _IN)
-    deadline = time.monotonic() + limit_s
-    while left:
-        ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not ready:
-            return
-        for descriptor, _ in ready:
-            waiting.unregister(descriptor)
-            left.discard(descriptor)
-
-
 def _run_forked(end: socket.socket, setup: Setup) -> None:
     """Run a forked worker: what it inherited of other workers is let go of."""
     wire.close_inherited(end)
     worker_main(end, setup)
-
-
-_backends: weakref.WeakSet[ProcessBackend] = weakref.WeakSet()
-_our_forks: set[int] = set()  # threads that are forking a worker
-_exiting = False
-
-
-@contextlib.contextmanager
-def _forking(method: str) -> Iterator[None]:
-    """Mark a fork as ours: the child is a worker, not a fork that the user made."""
-    thread = threading.get_ident()
-    with _ctrl_c_later(method):
-        _our_forks.add(thread)
-        try:
-            yield
-        finally:
-            _our_forks.discard(thread)
-
-
-@contextlib.contextmanager
-def _ctrl_c_later(method: str) -> Iterator[None]:
-    """Let Ctrl-C wait until a worker is on the list, or it would be left.
-
-    Python also forgets an exception that comes while it runs what was registered for a fork.
-    """
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    came: list[int] = []  # for other threads may take the signal that this one has masked
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    # The mask is for "spawn": its child would show a traceback if it is interrupted in an import.
-    # The server of "forkserver" would inherit it, and it serves others too.
-    held = set() if method == "forkserver" else {signal.SIGINT}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _after_fork_in_child() -> None:
-    """Disown the workers: multiprocessing's exit handler would terminate them from the child."""
-    ours = threading.get_ident() in _our_forks
-    _our_forks.clear()
-    if not ours:
-        for backend in list(_backends):
-            backend.abandon()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _close_all() -> None:
-    global _exiting
-    _exiting = True
-    _end_together(list(_backends))
-
-
-# Before multiprocessing's own handler, which would wait for a worker that ignores SIGTERM.
-atexit.register(_close_all)
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-def _is_of_files(error: OSError) -> bool:
-    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)
-
-
-def _too_many_files(what: str) -> OSError:
-    return OSError(
-        errno.EMFILE,
-        f"too many open files: no descriptor is left {what}. Raise the limit with `ulimit -n 4096`,"
-        f" or close files",
-    )
-
-
-def _explain_start(error: BaseException, setup: Setup) -> None:
-    """Say which attribute of the loader could not be pickled for a worker."""
-    if not isinstance(error, (pickle.PicklingError, AttributeError, TypeError)):
-        if isinstance(error, OSError):
-            raise WorkerStartError(
-                f"worker {setup.worker} of {setup.num_workers} could not be started: {error}. "
-                f"Use fewer workers, or raise the limit: `ulimit -n` for open files, `ulimit -u` "
-                f"for processes."
-            ) from error
-        return
-    name, value = _unpicklable(setup)
-    text = (
-        f"Got pickle error when attempting to start a worker Process: {name} ({value!r}) cannot be "
-        f"pickled. With the start methods 'spawn' and 'forkserver' everything that a worker uses "
-        f"must be importable by name: write it at the top level of a module, or use "
-        f"multiprocessing_context='fork'."
-    )
-    warnings.warn(text, stacklevel=8)
-    error.add_note(text)
-
-
-def _unpicklable(setup: Setup) -> tuple[str, Any]:
-    parts = {
-        "dataset": setup.recipe.dataset,
-        "collate_fn": setup.recipe.collate,
-        "worker_init_fn": setup.init_fn,
-    }
-    for name, value in parts.items():
-        try:
-            ForkingPickler.dumps(value)
-        except Exception:
-            return name, value
-    return "an argument", None

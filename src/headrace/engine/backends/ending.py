@@ -1,0 +1,132 @@
+"""The end of workers: together, within a second, at the interpreter's exit, and around forks."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Protocol
+
+GRACE_S = 0.4
+
+
+class Ending(Protocol):
+    """What a backend of processes does when it ends."""
+
+    def is_open(self) -> bool:
+        """Say whether there may be workers to end, which only the process that has them can."""
+
+    def ask_to_leave(self) -> list[int]:
+        """Tell the workers to stop; return what to wait for."""
+
+    def kill(self) -> None:
+        """Kill every worker that has not left."""
+
+    def reap(self) -> None:
+        """Reap the workers, who have left or were killed."""
+
+    def abandon(self) -> None:
+        """In a fork of the user's process: let go of everything without touching the workers."""
+
+
+def end_together(several: list[Ending]) -> None:
+    """End the workers of several loaders: they share the second."""
+    ours = [backend for backend in several if backend.is_open()]
+    try:
+        _await_exit([pidfd for backend in ours for pidfd in backend.ask_to_leave()], GRACE_S)
+    finally:  # after a second Ctrl-C too
+        for backend in ours:
+            backend.kill()
+        for backend in ours:
+            backend.reap()
+
+
+def _await_exit(pidfds: list[int], limit_s: float) -> None:
+    """Wait until all these processes have ended, or the time is over."""
+    waiting = select.poll()
+    left = set(pidfds)
+    for descriptor in left:
+        waiting.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + limit_s
+    while left:
+        ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            return
+        for descriptor, _ in ready:
+            waiting.unregister(descriptor)
+            left.discard(descriptor)
+
+
+backends: weakref.WeakSet[Ending] = weakref.WeakSet()
+_our_forks: set[int] = set()  # threads that are forking a worker
+_exiting = False
+
+
+@contextlib.contextmanager
+def forking(method: str) -> Iterator[None]:
+    """Mark a fork as ours: the child is a worker, not a fork that the user made."""
+    thread = threading.get_ident()
+    with _ctrl_c_later(method):
+        _our_forks.add(thread)
+        try:
+            yield
+        finally:
+            _our_forks.discard(thread)
+
+
+@contextlib.contextmanager
+def _ctrl_c_later(method: str) -> Iterator[None]:
+    """Let Ctrl-C wait until a worker is on the list, or it would be left.
+
+    Python also forgets an exception that comes while it runs what was registered for a fork.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    came: list[int] = []  # for other threads may take the signal that this one has masked
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    # The mask is for "spawn": its child would show a traceback if it is interrupted in an import.
+    # The server of "forkserver" would inherit it, and it serves others too.
+    held = set() if method == "forkserver" else {signal.SIGINT}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _after_fork_in_child() -> None:
+    """Disown the workers: multiprocessing's exit handler would terminate them from the child."""
+    ours = threading.get_ident() in _our_forks
+    _our_forks.clear()
+    if not ours:
+        for backend in list(backends):
+            backend.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def is_exiting() -> bool:
+    """Say whether the interpreter is on its way out."""
+    return _exiting
+
+
+def _close_all() -> None:
+    global _exiting
+    _exiting = True
+    end_together(list(backends))
+
+
+# Before multiprocessing's own handler, which would wait for a worker that ignores SIGTERM.
+atexit.register(_close_all)
