@@ -26,7 +26,7 @@ class Order:
     def __init__(
         self, index_sampler: Any, auto_collation: bool, start: int = 0, shard: Shard | None = None
     ) -> None:
-        self.begun = False  # whether anything has been drawn for the order
+        self._mark = _Mark()
         self.drawn = 0  # index batches that a custom sampler was asked for
         self._start = start
         self._kept: deque[Any] = deque()
@@ -45,26 +45,19 @@ class Order:
             if exact is not None:
                 sampler, self.batch_size, self.drop_last = exact
         if sampler is not None and is_exact(sampler):
-            self.chunks = self._when_asked(sampler)
+            self.chunks = _when_asked(sampler, self._mark)
         if self.chunks is None:
             self._custom = iter(index_sampler)
         self._sampler = sampler
 
-    def _when_asked(self, sampler: Any) -> Iterator[IndexArray]:
-        """Yield a known sampler's order as it is when the first batch is asked for.
-
-        torch's samplers are generators: they draw then, and a program may call ``set_epoch`` in
-        between.
-        """
-        self.begun = True
-        chunks = index_chunks(sampler)
-        if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
-            chunks = iter([np.array(list(sampler), np.int64)])
-        yield from cast("Iterator[IndexArray]", chunks)
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been drawn for the order."""
+        return self._mark.begun
 
     def go_on(self) -> None:
         """Draw now what the positions before ``start`` draw; no data is read."""
-        self.begun = True
+        self._mark.begun = True
         if self.chunks is None:
             return
         chunks = index_chunks(self._sampler, self._start)
@@ -114,6 +107,25 @@ class Order:
                 yield indices[start : start + self.batch_size].tolist()
 
 
+class _Mark:
+    """Whether an order has begun: apart from it, as its generator must not refer back to it."""
+
+    begun = False
+
+
+def _when_asked(sampler: Any, mark: _Mark) -> Iterator[IndexArray]:
+    """Yield a known sampler's order as it is when the first batch is asked for.
+
+    torch's samplers are generators: they draw then, and a program may call ``set_epoch`` in
+    between.
+    """
+    mark.begun = True
+    chunks = index_chunks(sampler)
+    if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
+        chunks = iter([np.array(list(sampler), np.int64)])
+    yield from cast("Iterator[IndexArray]", chunks)
+
+
 def _rank_batches(batch_sampler: Any, shard: Shard, start: int) -> Iterator[list[int]]:
     """Return one rank's index batches of a global order, from a position on."""
     sampler = batch_sampler.sampler
@@ -157,9 +169,7 @@ class Tasks:
         ahead: Collection[int] = (),
     ) -> None:
         self._indices = indices
-        self._epoch_seed = mix(
-            base_seed, epoch
-        )  # task_seed(base_seed, epoch, step) goes on from it
+        self._epoch_seed = mix(base_seed, epoch)  # task_seed() of a step goes on from it
         self._epoch = epoch
         self._step = step
         self._after_each = after_each
@@ -170,15 +180,21 @@ class Tasks:
 
     def __next__(self) -> Task:
         """Ask the sampler for the next batch of indices."""
-        while True:
-            indices = next(self._indices)
-            step = self._step
-            self._step += 1
-            if self._after_each is not None:
-                self._after_each(step)
-            if step not in self._ahead:
-                break
+        step, indices = self._ask()
         return Task(self._epoch, step, indices, mix(step, state=self._epoch_seed))
+
+    def _ask(self) -> tuple[int, Any]:
+        indices = next(self._indices)
+        step = self._step
+        self._step += 1
+        if self._after_each is not None:
+            self._after_each(step)
+        self._pass_over()  # now: a state taken behind this step says that they are past
+        return step, indices
+
+    def _pass_over(self) -> None:
+        if self._step in self._ahead:
+            self._ask()
 
     def of_stream(self, task: Task, worker: int, number: int, workers: int) -> Task:
         """Return a task for the ``number``-th batch of one worker's stream.

@@ -159,7 +159,7 @@ class Engine:
     def _replay_sampler(self, order: Order, saved: dict[str, Any]) -> None:
         """Bring a custom sampler to where it was; one that knows its place is there already."""
         if self.progress.sampler is None or "sampler_state" not in saved:
-            order.replay(saved["drawn"], saved["steps"])
+            order.replay(max(saved["drawn"], saved["steps"]), saved["steps"])
             return
         if self._all_given(saved):
             order.end()
@@ -296,17 +296,10 @@ class Engine:
             given_before=given,
             to_replay=to_replay,
             turn=progress.next_worker,
-            on_stream=self._stream_left if iterable else None,
+            on_stream=progress.stream_left if iterable else None,
             on_step=None if progress.prefix is None else progress.left,
             same_stream=self._home.same_stream if workers > 1 and not any(given) else None,
         )
-
-    def _stream_left(self, worker: int, state: Any) -> None:
-        assert self.progress.streams is not None
-        stream = self.progress.streams[worker]
-        stream["batches"] += 1
-        stream["dataset"] = state
-        self.progress.next_worker = (worker + 1) % len(self.progress.streams)
 
     def _dataset_states(self) -> list[Any]:
         streams = self.progress.streams
@@ -411,7 +404,7 @@ def _warn_of_replay(dataset: Any, batches: int) -> None:
         f"{name} has no state, so the {batches} batches before this one are made again and thrown "
         f"away to get back to its place. Give it state_dict() and load_state_dict(state) to resume "
         f"at once.",
-        stacklevel=8,
+        stacklevel=11,  # the line that calls iter(loader)
     )
 
 

@@ -83,6 +83,13 @@ class Progress:
             self.ahead.remove(self.prefix)
             self.prefix += 1
 
+    def stream_left(self, worker: int, state: Any) -> None:
+        """Note that a batch of a worker's stream has left, and the dataset's state behind it."""
+        assert self.streams is not None
+        self.streams[worker]["batches"] += 1
+        self.streams[worker]["dataset"] = state
+        self.next_worker = (worker + 1) % len(self.streams)
+
     def sampler_state(self, position: int) -> Any:
         """Return what the sampler said behind ``position`` steps; None where it cannot be known."""
         if self.sampler is None:
@@ -217,13 +224,13 @@ def _check_running(
     _compare(
         "seeded_by", state, shape.seeded_by, "the same seed= and shard= (one process is (0, 1))"
     )
+    _check_streams(state, shape)
     kept = None
     if shape.shard is not None and state["global_batch"]:
         rank_batch_size(state["global_batch"], shape.shard.world_size)
         kept = state["global_batch"]
     else:
         _compare("global_batch", state, shape.global_batch, "the same batch size")
-    _check_streams(state, shape)
     _check_position(state, shape)
     if state["generators_at_start"] is None:
         raise _damaged("'generators_at_start' is missing")
@@ -264,6 +271,11 @@ def _check_streams(state: dict[str, Any], shape: Shape) -> None:
     for stream in streams:
         known = isinstance(stream, dict) and "dataset" in stream
         if not known or type(stream.get("batches")) is not int or stream["batches"] < 0:
+            raise _damaged(f"'streams' is {streams!r}")
+        dataset = stream["dataset"]
+        if dataset is not None and not (
+            isinstance(dataset, dict) and {"ended", "dataset"} <= {*dataset}
+        ):
             raise _damaged(f"'streams' is {streams!r}")
     if len(streams) != shape.workers:
         count = "0 or 1" if len(streams) == 1 else len(streams)

@@ -28,11 +28,7 @@ def _iterator_of(loader: Any) -> Any:
     return loader._iterator._workers
 
 
-HALF_USED_STREAM = pytest.param(
-    Stream(50),
-    id="iterable",
-    marks=pytest.mark.xfail(reason="the engine's on_stream makes a circle", strict=False),
-)
+HALF_USED_STREAM = pytest.param(Stream(50), id="iterable")
 
 
 @pytest.mark.parametrize("dataset", [pytest.param(Numbers(50), id="map"), HALF_USED_STREAM])

@@ -6,8 +6,6 @@ import warnings
 import weakref
 from typing import Any
 
-import pytest
-
 from headrace import DataLoader
 from workers.failure.processes import (
     SECOND,
@@ -76,7 +74,6 @@ def test_a_new_iterator_of_a_loader_does_not_wait_for_the_old_one() -> None:
     assert next(second)[0, 0] == 2
 
 
-@pytest.mark.xfail(reason="an order and its generator hold each other", strict=False)
 def test_the_dataset_is_let_go_of() -> None:
     dataset = Numbers(50)
     reference = weakref.ref(dataset)
