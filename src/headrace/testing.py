@@ -14,6 +14,7 @@ import torch
 
 from headrace.loader import DataLoader
 from headrace.rng import ProcessGenerators
+from headrace.tree import map_leaves
 
 MakeLoader: TypeAlias = Callable[[], DataLoader[Any]]
 
@@ -88,7 +89,7 @@ def _run_through(
         stops = epoch < epochs - 1 or epochs == 1
         batches: list[Any] = []
         for step, batch in enumerate(loader, 1):
-            batches.append(copy.deepcopy(batch))
+            batches.append(map_leaves(_copied, batch))
             if stops and step % every == 0:
                 states.append((_Place(epoch, step), _as_json(loader, _Place(epoch, step))))
         expected.append(batches)
@@ -96,6 +97,10 @@ def _run_through(
             place = _Place(epoch, len(batches), after_loop=True)
             states.append((place, _as_json(loader, place)))
     return expected, states
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else copy.deepcopy(leaf)
 
 
 def _as_json(loader: DataLoader[Any], place: _Place) -> str:

@@ -1,0 +1,183 @@
+"""States that do not fit are refused with both values, and damaged ones never crash."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import RandomSampler
+
+from headrace import DataLoader
+from headrace.errors import StateError
+from state import loaders
+from state.loaders import OwnGenerator, StatefulStream, Stream
+
+
+def make(n=30, batch_size=4, **options):
+    return DataLoader(range(n), batch_size=batch_size, **{"shuffle": True, **options})
+
+
+def state_of(loader, steps=2):
+    iterator = iter(loader)
+    for _ in range(steps):
+        next(iterator)
+    return json.loads(json.dumps(loader.state_dict()))
+
+
+REFUSED = {
+    "another dataset": (lambda: make(31), "dataset_length 30.*has 31"),
+    "another batch size": (lambda: make(batch_size=5), "global_batch 4.*has 5"),
+    "not shuffled": (lambda: make(shuffle=False), "'RandomSampler'.*'SequentialSampler'"),
+    "a seed": (lambda: make(seed=3), "'generator'.*'seed 3'"),
+    "a shard": (lambda: make(batch_size=2, shard=(0, 2)), "'generator'.*'ranks'"),
+    "a generator of the sampler's": (
+        lambda: make(shuffle=None, sampler=RandomSampler(range(30), generator=torch.Generator())),
+        "1 generators.*drawn from 2",
+    ),
+    "an iterable dataset": (
+        lambda: DataLoader(Stream(30), batch_size=4),
+        "dataset_length 30.*has None",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_loader_that_differs_is_told_how(name):
+    other, message = REFUSED[name]
+    loader = other()
+    with pytest.raises(StateError, match=message) as caught:
+        loader.load_state_dict(state_of(make()))
+    assert "Give" in str(caught.value)
+
+
+def test_a_refusal_changes_nothing():
+    other = state_of(make(31))
+    loader = make()
+    iterator = iter(loader)
+    next(iterator)
+    before = loader.state_dict()
+    with pytest.raises(StateError):
+        loader.load_state_dict(other)
+    assert loader.state_dict() == before
+    sharded = make(batch_size=2, shard=(0, 3), seed=1)
+    with pytest.raises(StateError, match="global batch of 8"):
+        sharded.load_state_dict(state_of(make(batch_size=4, shard=(0, 2), seed=1)))
+    assert len(sharded) == 5
+
+
+def test_an_epoch_that_is_over_fits_a_dataset_that_has_grown():
+    loader = make()
+    list(loader)
+    grown = make(35)
+    grown.load_state_dict(loader.state_dict())
+    assert sorted(int(i) for batch in grown for i in batch) == list(range(35))
+
+
+@pytest.mark.parametrize("what", [None, 3, "state", [], {}, {"epoch": 3}, {"_snapshot": {}}])
+def test_what_is_not_ours_is_refused(what):
+    with pytest.raises(StateError, match=r"no state of a headrace DataLoader.*state_dict\(\)"):
+        make().load_state_dict(what)
+
+
+def test_a_newer_version_is_refused():
+    state = state_of(make())
+    state["headrace_state"] = 99
+    with pytest.raises(StateError, match=r"version 99.*up to 1.*pip install -U headrace"):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", sorted(set(state_of(make())) - {"headrace_state"}))
+def test_each_value_that_is_missing_is_named(name):
+    state = state_of(make())
+    del state[name]
+    with pytest.raises(StateError, match=f"'{name}' is missing"):
+        make().load_state_dict(state)
+
+
+def test_a_generator_cut_short_is_refused():
+    for name in ("generators", "generators_at_start"):
+        state = state_of(make())
+        state[name] = [state[name][0][:1000]]
+        with pytest.raises(StateError, match="damaged"):
+            make().load_state_dict(state)
+
+
+def test_nothing_in_a_state_is_unpickled():
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("was unpickled",)
+
+    bomb = pickle.dumps(Trap())
+    for value in (bomb, bomb.hex()):
+        state = state_of(make())
+        state["generators"] = [value]
+        with pytest.raises(StateError):
+            make().load_state_dict(state)
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-3, 40)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([2**63, 2**64, 10**30, -1, "running", "finished", "fresh"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=4,
+)
+
+LOADERS = {
+    "shuffled": make,
+    "shard": lambda: make(seed=1, batch_size=2, shard=(0, 2)),
+    "custom": lambda: make(shuffle=None, sampler=OwnGenerator(30)),
+    "columns": lambda: loaders.make("columns", 30, "shuffled", 4),
+    "batch sampler": lambda: loaders.make("columns", 30, "batch sampler", 4),
+    "stateful stream": lambda: DataLoader(StatefulStream(30), batch_size=4),
+}
+STATES = {
+    name: [state_of(loader(), 0), state_of(loader(), 2), loader().state_dict()]
+    for name, loader in LOADERS.items()
+}
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data(), name=st.sampled_from(sorted(LOADERS)))
+def test_a_state_that_was_tampered_with_never_crashes(data, name):
+    state = copy.deepcopy(data.draw(st.sampled_from(STATES[name])))
+    keys = [key for key in sorted(state) if key != "headrace_state"]
+    for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
+        state[key] = data.draw(ANYTHING)
+    try:
+        loader = LOADERS[name]()
+        loader.load_state_dict(state)
+        seen = [loaders.plain(batch) for batch in loader]
+    except StateError:
+        return
+    assert len(seen) <= 30
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_streams_that_were_tampered_with_never_crash(data):
+    state = copy.deepcopy(STATES["stateful stream"][1])
+    stream = state["streams"][0]
+    change = data.draw(st.sampled_from(["batches", "dataset", "all", "more"]))
+    if change == "all":
+        state["streams"][0] = data.draw(ANYTHING)
+    elif change == "more":
+        state["streams"].append(data.draw(ANYTHING))
+    elif change == "batches":
+        stream["batches"] = data.draw(ANYTHING)
+    else:
+        stream["dataset"] = data.draw(ANYTHING.filter(lambda value: value is not None))
+    loader = LOADERS["stateful stream"]()
+    try:
+        loader.load_state_dict(state)
+        list(loader)
+    except StateError:
+        return
+    assert stream["batches"] == 2
