@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.engine.backends.base import Backend, Finished
@@ -16,7 +16,9 @@ from headrace.engine.task import Done, Exhausted, Failed, Task
 from headrace.engine.window import SLOW_S, Policy, Window
 from headrace.errors import WorkerTimeoutError
 
-many = settings(max_examples=200, deadline=None, derandomize=True)
+many = settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 class Clock:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
@@ -27,7 +27,9 @@ from oracle import as_bytes, assert_same
 tv_tensors = pytest.importorskip("torchvision.tv_tensors")
 
 LARGE = (100, 1000)
-few = settings(max_examples=150, deadline=None, derandomize=True)
+few = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 class Way:

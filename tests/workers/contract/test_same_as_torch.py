@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.data as torch_data
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headrace
@@ -18,7 +18,9 @@ from property.test_same_as_torch import Samples, Stream, trees
 from .datasets import MANY_WORKERS, Drawn, Numbers
 
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
-few = settings(max_examples=8, deadline=None, derandomize=True)
+few = settings(
+    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 plans = st.builds(
     Plan,
     order=st.sampled_from(ORDERS),

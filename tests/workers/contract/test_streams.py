@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,7 +22,9 @@ from .datasets import MANY_WORKERS, Shard, ShardWithLength, as_it_is
 pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=4),
     st.none() | st.integers(1, 3),
