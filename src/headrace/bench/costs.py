@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -53,6 +54,13 @@ def beyond_the_data(system: str, samples: int, columns: int, batch_size: int) ->
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return fresh.submit(_epoch_peak, system, samples, columns, batch_size).result()
+
+
+def added_peak(call: Callable[[], object]) -> int:
+    """Return the bytes that a call adds to this process at its most."""
+    before = _reset_peak()
+    call()
+    return _peak_resident() - before
 
 
 def _epoch_peak(system: str, samples: int, columns: int, batch_size: int) -> int:

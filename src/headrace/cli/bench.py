@@ -73,6 +73,18 @@ def batching(quick: _Quick = False, rounds: _Rounds = None, as_json: _Json = Fal
         _run(["batching"], quick=quick, full=False, rounds=rounds, as_json=as_json)
 
 
+@bench.command(
+    epilog="Examples:  [bold]headrace bench order[/]   "
+    "[bold]headrace bench order --json > order.json[/]"
+)
+def order(
+    quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
+) -> None:
+    """Shuffles of any size, the cost of a state, resuming at any step (about a minute)."""
+    with one_line_errors("headrace bench order"):
+        _run(["order"], quick=quick, full=full, rounds=rounds, as_json=as_json)
+
+
 @bench.command("all", epilog="Example:  [bold]headrace bench all --json > figures.json[/]")
 def all_benches(
     quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
@@ -104,12 +116,13 @@ def _run(
 
 
 def _measures() -> "dict[str, Callable[[Size, Say], Report]]":
-    from headrace.bench import batching, inmemory, workers
+    from headrace.bench import batching, inmemory, order, workers
 
     return {
         "inmemory": inmemory.measure,
         "workers": workers.measure,
         "batching": batching.measure,
+        "order": order.measure,
     }
 
 

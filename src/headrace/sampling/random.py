@@ -59,7 +59,8 @@ class RandomSampler(TorchRandomSampler):
             yield from super().__iter__()
             return
         for chunk in chunks:
-            yield from cast("list[int]", chunk.tolist())
+            for low in range(0, len(chunk), CHUNK):  # a permutation is one chunk
+                yield from cast("list[int]", chunk[low : low + CHUNK].tolist())
 
     def index_chunks(self, start: int = 0) -> Chunks | None:
         """Yield the order from position `start` on, as `headrace.sampling.order.index_chunks`."""
