@@ -131,6 +131,32 @@ class Yielded(Eager):
         self.next_yielded = state["yielded"]
 
 
+class CountsEpochs(Eager):
+    """Its order follows from a count of the times it was asked for an iterator."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.epoch, self.position, self.resuming = 0, 0, False
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.resuming:
+            self.epoch, self.position = self.epoch + 1, 0
+        self.resuming = False
+        return self._rest(np.random.default_rng(self.epoch).permutation(self.n).tolist())
+
+    def _rest(self, order: list[int]) -> Iterator[int]:
+        while self.position < self.n:
+            self.position += 1
+            yield order[self.position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.resuming = 0 < self.position < self.n
+
+
 class Uneven(Sampler[list[int]]):
     """Batches of one, two, three samples and so on, from a shuffled order."""
 
@@ -189,6 +215,7 @@ ORDERS: dict[str, Callable[[int], dict[str, Any]]] = {
     "custom, seed=": lambda n: {"sampler": Lazy(n), "seed": 7},
     "stateful": lambda n: {"sampler": Stateful(n)},
     "stateful, seed=": lambda n: {"sampler": Stateful(n), "seed": 7},
+    "stateful, counts epochs": lambda n: {"sampler": CountsEpochs(n)},
     "stateful, yielded": lambda n: {"sampler": Yielded(n)},
     "batch sampler": lambda n: {"batch_sampler": Uneven(n)},
     "torch's batch sampler": lambda n: {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from state import loaders
 
 NO_DEADLINE = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25
 )
 
 

@@ -6,7 +6,7 @@ import signal
 import warnings
 
 import pytest
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from headrace import DataLoader
 from headrace.errors import StateError
@@ -173,15 +173,41 @@ def test_another_rank_or_number_of_ranks_is_refused():
         make(Divided(30), batch_size=3, shard=(0, 4)).load_state_dict(state)
 
 
+class DiesOnce(Stream):
+    """Its first worker to make a sample it was not asked for before is killed."""
+
+    def __init__(self, n, flag):
+        super().__init__(n)
+        self.flag = flag
+
+    def __iter__(self):
+        for sample in super().__iter__():
+            self.die_where_it_goes_on(int(sample["number"]))
+            yield sample
+
+    def die_where_it_goes_on(self, number):
+        if number > 30 and self.flag.exists() and get_worker_info().id == 0:
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesOnceStateful(DiesOnce, StatefulStream):
+    def __init__(self, n, flag):
+        StatefulStream.__init__(self, n)
+        self.flag = flag
+
+
 @pytest.mark.filterwarnings(REPLAYED)
-@pytest.mark.parametrize("kind", [Stream, StatefulStream])
-def test_a_worker_killed_right_after_resuming_loses_nothing(kind):
-    loader = make(kind(60), 2)
-    batches, states, _ = states_on_the_way(loader)
-    again = after(make(kind(60), 2), states[7])
-    iterator = iter(again)
-    os.kill(iterator._workers[0].pid, signal.SIGKILL)
-    assert [plain(batch) for batch in iterator] == batches[7:]
+@pytest.mark.parametrize("kind", [DiesOnce, DiesOnceStateful])
+def test_a_worker_killed_before_its_first_batch_after_resuming_loses_nothing(kind, tmp_path):
+    flag = tmp_path / "die"
+    batches, states, _ = states_on_the_way(make(kind(80, flag), 2))
+    step = next(k for k, batch in enumerate(batches) if max(batch["number"]) > 30)
+    flag.touch()
+    again = after(make(kind(80, flag), 2), states[step])
+    assert [plain(batch) for batch in again] == batches[step:]
+    assert not flag.exists()
+    assert again.statistics().restarts == 1
 
 
 def test_workers_that_persist_begin_the_next_epoch_at_its_start():
