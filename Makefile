@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-demo  ## train a small network on real handwritten digi
 	@$(BIN)/headrace demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests (without those marked "stress")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .
