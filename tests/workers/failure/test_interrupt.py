@@ -117,6 +117,6 @@ def test_ctrl_c_while_the_workers_start_leaves_nothing(program: Any) -> None:
         )
         running.hear()
         wait_until(lambda running=running: running.family() or True, "it has begun")
-        running.wait(5)
+        running.wait()
         wait_until_gone(running._family)
         assert running.exit_code != 0

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,13 +88,16 @@ def test_stopped_processes_go_with_their_user(program: Any) -> None:
     running = program(
         """
         iterator = iter(headrace.DataLoader(Numbers(100), 2, num_workers=2))
-        next(iterator)
-        say(ready=True)
+        next(iterator), next(iterator)
+        say(workers=[w.pid for w in iterator._workers])
         time.sleep(600)
         """
     )
-    running.hear()
+    workers = running.hear()["workers"]
     family = running.family()
+    (spare,) = family - set(workers)
+    wchan = Path(f"/proc/{spare}/wchan")
+    wait_until(lambda: "poll" in wchan.read_text(), "it has begun: it waits for work")
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda pid=pid: state_of(pid) == "T", "it is stopped")
