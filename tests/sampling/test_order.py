@@ -206,7 +206,7 @@ class Inherits(Declared):
         SubsetRandomSampler({0: 5}),
         RandomSampler(range(9), generator="not one"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_known_is_left_to_its_own_iteration(sampler):
     assert index_chunks(sampler) is None
