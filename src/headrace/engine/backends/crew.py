@@ -35,7 +35,6 @@ class Worker:
         # The worker's end is kept open here too: a task that it has not read can be taken back.
         self.take_back = wire.Receiver(self.its)
         self.outbox: deque[tuple[Any, ...]] = deque()
-        self.arrived: deque[Any] = deque()
         self.outstanding = 0
         self.stale = 0
         self.free: list[int] = []
