@@ -111,12 +111,6 @@ class Counters:
         self.set_batch(samples, size_bytes)
         self.batches += 1
 
-    def fetched(self, started: float) -> None:
-        """Count what was fetched in the user's own process, which waits meanwhile."""
-        seconds = self.clock() - started
-        self.fetch_s += seconds
-        self.wait_s += seconds
-
     def _totals(self) -> tuple[int, int]:
         batches, samples, size_bytes = self._settled
         count = self.batches - batches

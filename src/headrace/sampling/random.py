@@ -94,17 +94,3 @@ def draw_seed(generator: torch.Generator | None) -> int:
     device = None if generator is None else generator.device
     drawn = torch.empty((), dtype=torch.int64, device=device).random_(generator=generator)
     return int(drawn.item())
-
-
-def shuffle_chunks(
-    n: int, generator: torch.Generator | None, start: int = 0, method: Method = "auto"
-) -> Chunks | None:
-    """Yield the order of `DataLoader(shuffle=True)` over n items from position `start` on.
-
-    None where torch would draw it on another device (the default one, or the generator's);
-    iterate torch's sampler then. Nothing is drawn before the first `next`.
-
-    Raises:
-        ValueError: n is 0, as torch's `RandomSampler` says.
-    """
-    return RandomSampler(range(n), generator=generator, method=method).index_chunks(start)
