@@ -37,7 +37,23 @@ FROM_TORCH = [
     "get_worker_info",
     "random_split",
 ]
-EXTRAS = ["rich", "typer", "matplotlib", "sklearn", "pyarrow", "polars", "PIL", "lightning"]
+EXTRAS = [
+    "rich",
+    "typer",
+    "matplotlib",
+    "sklearn",
+    "pyarrow",
+    "polars",
+    "PIL",
+    "lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "safetensors",
+    "simplejpeg",
+    "zstandard",
+    "pandas",
+    "datasets",
+]
 
 
 def public_errors():

@@ -16,7 +16,12 @@
     ├── StateError                      (ValueError)   a state that does not fit the loader
     ├── WorkerDiedError                 (RuntimeError) a worker process is gone for good
     ├── WorkerTimeoutError              (RuntimeError) no batch within ``timeout=``
-    └── WorkerStartError                (RuntimeError) a worker could not be started
+    ├── WorkerStartError                (RuntimeError) a worker could not be started
+    ├── SourceError                     (ValueError)   a file that is not what it should be
+    ├── SourceChangedError              (RuntimeError) a file that changed while it was read
+    ├── MissingColumnError              (KeyError)     a column that a table does not have
+    ├── MissingExtraError               (ImportError)  a library that an extra brings
+    └── TrainingError                   (RuntimeError) a training that cannot be right
 """
 
 from __future__ import annotations
@@ -105,6 +110,28 @@ class WorkerTimeoutError(HeadraceError, RuntimeError):
 
 class WorkerStartError(HeadraceError, RuntimeError):
     """A worker process could not be started."""
+
+
+class SourceError(HeadraceError, ValueError):
+    """A file of data that is not what it should be; the text names file, line or row."""
+
+
+class SourceChangedError(HeadraceError, RuntimeError):
+    """A file of data that changed after it was opened or indexed."""
+
+
+class MissingColumnError(HeadraceError, KeyError):
+    """A column that a table does not have; the text names those that it has."""
+
+    __str__ = Exception.__str__
+
+
+class MissingExtraError(HeadraceError, ImportError):
+    """A library that is not installed, and that an extra of headrace brings."""
+
+
+class TrainingError(HeadraceError, RuntimeError):
+    """A training that cannot be right as it is set up, or that went wrong."""
 
 
 def format_path(path: tuple[Hashable, ...]) -> str:

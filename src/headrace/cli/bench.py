@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from headrace.cli.problems import WrongUse, need, one_line_errors
 from headrace.cli.values import number_option
 
 if TYPE_CHECKING:
-    from headrace.bench.harness import Report, Say, Size
+    from headrace.bench.harness import Report
 
 bench = typer.Typer(rich_markup_mode="rich")
 
@@ -41,48 +43,51 @@ def _root(context: typer.Context) -> None:
         print(context.get_help(), end="")
 
 
-@bench.command(
-    epilog="Examples:  [bold]headrace bench inmemory[/]   "
-    "[bold]headrace bench inmemory --json > inmemory.json[/]"
-)
-def inmemory(quick: _Quick = False, rounds: _Rounds = None, as_json: _Json = False) -> None:
-    """Batches of data in memory: throughput, first batch, memory (about 2 minutes)."""
-    with one_line_errors("headrace bench inmemory"):
-        _run(["inmemory"], quick=quick, full=False, rounds=rounds, as_json=as_json)
+@dataclass(frozen=True)
+class _Bench:
+    """A bench: what ``--help`` says of it, and the module under ``headrace.bench`` it lives in.
+
+    ``extras`` are pairs of an extra and a module that it brings.
+    """
+
+    help: str
+    module: str
+    extras: tuple[tuple[str, str], ...] = ()
 
 
-@bench.command(
-    epilog="Examples:  [bold]headrace bench workers[/]   "
-    "[bold]headrace bench workers --json > workers.json[/]"
-)
-def workers(
-    quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
-) -> None:
-    """Batches made by worker processes: throughput, start, end (some minutes)."""
-    with one_line_errors("headrace bench workers"):
-        _run(["workers"], quick=quick, full=full, rounds=rounds, as_json=as_json)
+_BENCHES = {
+    "inmemory": _Bench(
+        "Batches of data in memory: throughput, first batch, memory (about 2 minutes).", "inmemory"
+    ),
+    "workers": _Bench(
+        "Batches made by worker processes: throughput, start, end (some minutes).", "workers"
+    ),
+    "batching": _Bench(
+        "Length buckets, packed rows, weights: padding, planning, draws (about a minute, 4 GB).",
+        "batching",
+    ),
+    "order": _Bench(
+        "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
+    ),
+}
 
 
-@bench.command(
-    epilog="Examples:  [bold]headrace bench batching[/]   "
-    "[bold]headrace bench batching --json > batching.json[/]"
-)
-def batching(quick: _Quick = False, rounds: _Rounds = None, as_json: _Json = False) -> None:
-    """Length buckets, packed rows, weights: padding, planning, draws (about a minute, 4 GB)."""
-    with one_line_errors("headrace bench batching"):
-        _run(["batching"], quick=quick, full=False, rounds=rounds, as_json=as_json)
+def _register(name: str, about: _Bench) -> None:
+    @bench.command(
+        name,
+        help=about.help,
+        epilog=f"Examples:  [bold]headrace bench {name}[/]   "
+        f"[bold]headrace bench {name} --json > {name}.json[/]",
+    )
+    def measure(
+        quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
+    ) -> None:
+        with one_line_errors(f"headrace bench {name}"):
+            _run([name], quick=quick, full=full, rounds=rounds, as_json=as_json)
 
 
-@bench.command(
-    epilog="Examples:  [bold]headrace bench order[/]   "
-    "[bold]headrace bench order --json > order.json[/]"
-)
-def order(
-    quick: _Quick = False, full: _Full = False, rounds: _Rounds = None, as_json: _Json = False
-) -> None:
-    """Shuffles of any size, the cost of a state, resuming at any step (about a minute)."""
-    with one_line_errors("headrace bench order"):
-        _run(["order"], quick=quick, full=full, rounds=rounds, as_json=as_json)
+for _name, _about in _BENCHES.items():
+    _register(_name, _about)
 
 
 @bench.command("all", epilog="Example:  [bold]headrace bench all --json > figures.json[/]")
@@ -91,7 +96,7 @@ def all_benches(
 ) -> None:
     """Measure all of them, one after the other."""
     with one_line_errors("headrace bench all"):
-        _run(list(_measures()), quick=quick, full=full, rounds=rounds, as_json=as_json)
+        _run(list(_BENCHES), quick=quick, full=full, rounds=rounds, as_json=as_json)
 
 
 def _run(
@@ -105,25 +110,16 @@ def _run(
     from headrace.bench.harness import Size
 
     size = Size(rounds=rounds or (1 if quick else 5), quick=quick, full=full)
-    measures = _measures()
     reports = []
     for name in names:
-        reports.append(measures[name](size, _say))
+        for extra, module in _BENCHES[name].extras:
+            need(extra, module)
+        measure = import_module(f"headrace.bench.{_BENCHES[name].module}").measure
+        reports.append(measure(size, _say))
         if not as_json:
             _print_table(reports[-1])
     if as_json:
         print(json.dumps({"reports": [report.as_dict() for report in reports]}, indent=2))
-
-
-def _measures() -> "dict[str, Callable[[Size, Say], Report]]":
-    from headrace.bench import batching, inmemory, order, workers
-
-    return {
-        "inmemory": inmemory.measure,
-        "workers": workers.measure,
-        "batching": batching.measure,
-        "order": order.measure,
-    }
 
 
 def _say(message: str) -> None:

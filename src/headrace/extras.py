@@ -1,0 +1,25 @@
+"""Libraries that only some users need: imported when used, with an error that names the extra."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from headrace.errors import MissingExtraError
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import ``module`` ("pyarrow.parquet"), which ``pip install "headrace[extra]"`` brings.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise  # installed, and something that it needs is not: its own message says more
+        raise MissingExtraError(
+            f'{package} is not installed. Write: pip install "headrace[{extra}]"', name=package
+        ) from None
