@@ -24,7 +24,7 @@ FLOORS = [
     ),
     ("what, in which order, in which groups", {"data", "sampling", "collate"}),
     ("movement", {"engine"}),
-    ("the face", {"loader", "testing"}),
+    ("the face", {"loader", "iterator", "testing"}),
     ("uses the face", {"train", "tune", "apply"}),
     ("top: parse, call, print, measure", {"cli", "bench", "__main__"}),
 ]

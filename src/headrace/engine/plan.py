@@ -21,8 +21,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing import forkserver
 from typing import Any
 from zlib import crc32
 
@@ -30,53 +28,24 @@ import torch
 
 from headrace.engine.ahead import GatherThread
 from headrace.engine.backends.inline import InlineBackend
-from headrace.engine.fetch import Fetcher, Recipe
+from headrace.engine.fetch import Fetcher
 from headrace.engine.gather import BlockGather
 from headrace.engine.lease import Pool
+from headrace.engine.options import Options
 from headrace.engine.order import Order, Tasks
 from headrace.engine.packing import decode
 from headrace.engine.ranks import agree
-from headrace.engine.samplers import generators_of, load_at_end, stateful, with_seed
+from headrace.engine.samplers import load_at_end, stateful, with_seed
 from headrace.engine.shared import AVAILABLE, Home
 from headrace.engine.state import FINISHED, RUNNING, Progress
 from headrace.engine.stats import Counters
 from headrace.engine.task import Task
 from headrace.engine.window import Policy, Window
 from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
-from headrace.sampling.ranks import Shard
 
 if AVAILABLE:
     from headrace.engine.backends.process import ProcessBackend
     from headrace.engine.worker import Setup
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a loader wants of its engine."""
-
-    recipe: Recipe
-    index_sampler: Any
-    generator: torch.Generator | None
-    num_workers: int
-    context: Any
-    prefetch_factor: int
-    in_order: bool
-    timeout_s: float
-    init_fn: Callable[[int], None] | None
-    backend: str
-    restarts: int
-    own_rng: bool
-    persistent: bool
-    seed: int | None = None
-    shard: Shard | None = None
-    dataset_length: int | None = None
-    order_length: Callable[[], int | None] = lambda: None
-    order_name: str = ""
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """Return the generators that the epoch draws from: the loader's first."""
-        return generators_of(self.index_sampler, self.generator)
 
 
 class Engine:
@@ -406,16 +375,6 @@ def _warn_of_replay(dataset: Any, batches: int) -> None:
         f"at once.",
         stacklevel=11,  # the line that calls iter(loader)
     )
-
-
-def worker_context(given: Any) -> Any:
-    """Return the multiprocessing context for workers, with its forkserver told what to import."""
-    context = torch.multiprocessing.get_context() if given is None else given
-    if context.get_start_method() == "forkserver":
-        wanted = ["__main__", "torch", "headrace"]
-        modules = [*forkserver._forkserver._preload_modules]  # type: ignore[attr-defined]
-        context.set_forkserver_preload(modules + [m for m in wanted if m not in modules])
-    return context
 
 
 @functools.cache

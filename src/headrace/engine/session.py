@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from headrace.engine.lease import Pool
+from headrace.engine.options import Options
 from headrace.engine.packing import decode
-from headrace.engine.plan import Engine, Options
+from headrace.engine.plan import Engine
 from headrace.engine.shared import Home
 from headrace.engine.state import FINISHED, FRESH, Progress, Shape, check, describe
 from headrace.engine.stats import Counters, Totals

@@ -1,0 +1,111 @@
+"""One epoch of a loader, as its user iterates over it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NoReturn, TypeVar
+
+from torch.autograd import profiler
+from torch.utils.data import IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory as pin
+
+from headrace.engine.pinning import pin_device
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+# What torch's profiler shows loading as, and what people look for.
+_PROFILER_LABEL = "enumerate(DataLoader)#LoaderIterator.__next__"
+
+
+class LoaderIterator(Generic[_T_co]):
+    """One epoch of a loader, or with persistent workers one epoch after the other."""
+
+    def __init__(self, loader: Any) -> None:
+        self._sampler = loader._index_sampler
+        self._shard = loader._shard_now()
+        self._device = pin_device(loader.pin_memory, loader.pin_memory_device)
+        self._engine = loader._session.begin(self, loader._options())
+        self._workers = self._engine.workers
+        self._begin(loader)
+
+    def _reset(self, loader: Any) -> None:
+        """Begin another epoch with the same workers: what torch calls for persistent ones."""
+        loader._session.next_epoch(self, self._engine)
+        self._begin(loader)
+
+    def _begin(self, loader: Any) -> None:
+        self._batches = self._engine.batches
+        self._promised = _promised_length(loader)
+        self._interrupted = False
+        # Nothing to do after each batch: hand the inner iterator's batches straight out.
+        plain = self._device is None and self._promised is None
+        self._finish: Callable[[Any], Any] | None = None if plain else self._pin_and_count
+
+    def __iter__(self) -> Iterator[_T_co]:
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next batch."""
+        try:
+            if profiler._is_profiler_enabled:
+                with profiler.record_function(_PROFILER_LABEL):
+                    batch = next(self._batches)
+            else:
+                batch = next(self._batches)
+        except StopIteration:
+            self._check_interrupted()
+            self._engine.end_epoch()
+            raise
+        except KeyboardInterrupt:
+            self._interrupted = not self._workers
+            raise
+        return batch if self._finish is None else self._finish(batch)
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted:
+            raise RuntimeError(
+                "this iterator was interrupted while it made a batch and cannot go on: that would "
+                "lose samples. Call iter(loader) for a new epoch, or load a state_dict()."
+            )
+
+    @property
+    def _num_yielded(self) -> int:
+        """Return the batches of this epoch so far, under the name that torch's iterators have."""
+        position: int = self._engine.position
+        return position
+
+    def _shutdown_workers(self) -> None:
+        """End the workers, as other libraries ask torch's iterators to."""
+        self._engine.close()
+
+    def __len__(self) -> int:
+        if self._shard is not None:
+            steps: int = self._shard.rank_steps(len(self._sampler.sampler))
+            return steps
+        return len(self._sampler)
+
+    def __getstate__(self) -> NoReturn:
+        raise NotImplementedError(
+            "an iterator of a DataLoader cannot be pickled or copied. Pickle the loader, and call "
+            "iter() on the copy."
+        )
+
+    def _pin_and_count(self, batch: Any) -> Any:
+        if self._promised is not None and self._num_yielded > self._promised[1]:
+            dataset, length = self._promised
+            warnings.warn(
+                f"Length of IterableDataset {dataset} was reported to be {length}"
+                f"(when accessing len(dataloader)), but {self._num_yielded} samples have been "
+                f"fetched. ",
+                stacklevel=3,
+            )
+        return batch if self._device is None else pin(batch, self._device)  # type: ignore[no-untyped-call]
+
+
+def _promised_length(loader: Any) -> tuple[Any, int] | None:
+    """Return an iterable dataset and the length it gave when the loader's was asked for."""
+    length = loader._IterableDataset_len_called
+    if length is None or not isinstance(loader.dataset, IterableDataset):
+        return None
+    return loader.dataset, length
