@@ -1,1 +1,39 @@
 """Datasets and sources: what the samples are and how they are read."""
+
+from torch.utils.data import ChainDataset, ConcatDataset, StackDataset, Subset, TensorDataset
+
+from headrace.data.arrays import ArrayDataset
+from headrace.data.compose import (
+    FilteredDataset,
+    FilteredStream,
+    MappedDataset,
+    MappedStream,
+    Source,
+    StreamSource,
+)
+from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
+from headrace.data.windows import SlidingWindows
+
+__all__ = [
+    "ArrayDataset",
+    "ChainDataset",
+    "ConcatDataset",
+    "FilteredDataset",
+    "FilteredStream",
+    "Gatherer",
+    "Leaf",
+    "LeakWarning",
+    "MappedDataset",
+    "MappedStream",
+    "SlidingWindows",
+    "Source",
+    "StackDataset",
+    "StreamSource",
+    "Subset",
+    "TensorDataset",
+    "chronological_split",
+    "columns",
+    "random_split",
+    "stratified_split",
+]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from headrace.data.compose import Source
 from headrace.data.gather import Array, Gatherer, columns, memory_file
 from headrace.errors import ArrayMismatchError, ArrayTypeError
 from headrace.tree import TORCH_DTYPES
@@ -19,7 +19,7 @@ Arrays: TypeAlias = Array | Sequence[Array] | Mapping[str, Array]
 Paths: TypeAlias = Path | Sequence[Path] | Mapping[str, Path]
 
 
-class ArrayDataset(Dataset[Any]):
+class ArrayDataset(Source):
     """Samples are the rows of NumPy arrays or memory maps, gathered a batch at a time.
 
     Args:

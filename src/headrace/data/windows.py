@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from headrace.collate.stack import default_collate
 from headrace.data.arrays import ArrayDataset
+from headrace.data.compose import Source
 from headrace.data.gather import (
     Array,
     Gatherer,
@@ -27,7 +28,7 @@ from headrace.tree import is_namedtuple, leaves, map_leaves
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class SlidingWindows(Dataset[Any]):
+class SlidingWindows(Source):
     """Windows of consecutive steps of a time series, as a dataset that can be gathered.
 
     Window i begins at step `i * stride`. The series is never copied: a sample is a view of it, and

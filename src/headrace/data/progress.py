@@ -1,0 +1,94 @@
+"""How far something long has come: nothing for two seconds, then a bar or plain lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.data import get_worker_info
+
+from headrace.errors import MissingExtraError
+from headrace.extras import import_extra
+
+_SILENT_S = 2.0
+_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Shows on stderr how far something has come, once it has taken two seconds.
+
+    A bar (rich) in a terminal, a line every ten seconds elsewhere, in a worker process, and where
+    rich is not installed.
+
+    Args:
+        what: what is done: "indexing train.jsonl".
+        total: units in all.
+        unit: what is counted: "samples", "bytes".
+    """
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0
+        self._next = time.monotonic() + _SILENT_S
+        self._bar: Any = None
+        self._started = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def advance(self, units: int = 1) -> None:
+        """Say that ``units`` more are done."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.update(0, completed=self._done)
+        elif time.monotonic() >= self._next:
+            self._show()
+
+    def _show(self) -> None:
+        if not self._started:
+            self._started = True
+            self._bar = _bar(self._what, self._total, self._done)
+        if self._bar is None:
+            self._next = time.monotonic() + _LINE_EVERY_S
+            self._line()
+
+    def _line(self) -> None:
+        count = f"{self._done:,} of {self._total:,} {self._unit}"
+        print(f"headrace: {self._what}: {count}", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._started and error is None:
+            self._line()
+
+
+def _bar(what: str, total: int, done: int) -> Any:
+    """Return a bar that has begun, None where lines are the better way."""
+    if get_worker_info() is not None or not sys.stderr.isatty():
+        return None
+    try:
+        console = import_extra("rich.console", "cli").Console(stderr=True)
+        progress = import_extra("rich.progress", "cli")
+    except MissingExtraError:
+        return None
+    if console.is_dumb_terminal:
+        return None
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=30),
+        progress.TaskProgressColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    bar.add_task(what, total=total, completed=done)
+    bar.start()
+    return bar
