@@ -10,6 +10,7 @@
     ├── SampleIndexError                (IndexError)   an index outside the dataset
     ├── ArrayMismatchError              (ValueError)   arrays of different lengths
     ├── ArrayTypeError                  (TypeError)    arrays that no tensor can hold
+    ├── RowMismatchError                (ValueError)   a function that gives other rows than it got
     ├── TruncatedFileError              (OSError)      a file shorter than its memory map
     ├── DatasetStoppedError             (RuntimeError) StopIteration from a map-style dataset
     ├── OptionError                     (ValueError)   a loader option that cannot be
@@ -82,6 +83,10 @@ class ArrayMismatchError(HeadraceError, ValueError):
 
 class ArrayTypeError(HeadraceError, TypeError):
     """An array whose elements no tensor can hold."""
+
+
+class RowMismatchError(HeadraceError, ValueError):
+    """A function whose results do not have one row for each row that it was given."""
 
 
 class TruncatedFileError(HeadraceError, OSError):

@@ -6,6 +6,7 @@ import gc
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from headrace.tree import leaves, map_leaves
@@ -31,24 +32,39 @@ def release_memory(device: torch.device | str = "cpu") -> None:
 
 
 def batch_rows(batch: Any) -> int | None:
-    """Return the samples of a batch: the length that all its tensors share, None if they differ."""
-    lengths = {len(t) for t in leaves(batch) if isinstance(t, torch.Tensor) and t.ndim > 0}
+    """Return the rows of a batch: the length of all its tensors and arrays, None if they differ."""
+    lengths = {len(leaf) for leaf in leaves(batch) if _has_rows(leaf)}
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def split_rows(batch: Any, parts: int) -> list[Any]:
-    """Cut a batch along its first dimension into ``parts`` pieces of nearly equal length.
+def cut_rows(batch: Any, start: int, stop: int) -> Any:
+    """Return rows ``[start, stop)`` of a batch, as views.
 
-    What is no tensor goes into each piece as it is.
+    Tensors and arrays are cut, and lists of one string for each row, as collation makes them; what
+    else there is goes along as it is.
     """
+    rows = batch_rows(batch)
+
+    def is_text(part: Any) -> bool:
+        return (
+            type(part) in (list, tuple)
+            and len(part) == rows
+            and all(isinstance(row, (str, bytes)) for row in part)
+        )
+
+    def cut(leaf: Any) -> Any:
+        return leaf[start:stop] if _has_rows(leaf) or is_text(leaf) else leaf
+
+    return map_leaves(cut, batch, is_text)
+
+
+def split_rows(batch: Any, parts: int) -> list[Any]:
+    """Cut a batch with :func:`cut_rows` into ``parts`` pieces of nearly equal length."""
     rows = batch_rows(batch)
     assert rows is not None
     cuts = [rows * k // parts for k in range(parts + 1)]
+    return [cut_rows(batch, *ends) for ends in pairwise(cuts) if ends[0] < ends[1]]
 
-    def rows_of(start: int, stop: int) -> Any:
-        def cut(leaf: Any) -> Any:
-            return leaf[start:stop] if isinstance(leaf, torch.Tensor) and leaf.ndim > 0 else leaf
 
-        return map_leaves(cut, batch)
-
-    return [rows_of(*ends) for ends in pairwise(cuts) if ends[0] < ends[1]]
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0

@@ -23,14 +23,21 @@ def is_namedtuple(value: object) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply ``function`` to each leaf of nested tuples, lists and dicts, keeping their types."""
+def map_leaves(
+    function: Callable[[Any], Any], tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> Any:
+    """Apply ``function`` to each leaf of nested tuples, lists and dicts, keeping their types.
+
+    ``is_leaf`` says which containers count as leaves too.
+    """
+    if is_leaf is not None and is_leaf(tree):
+        return function(tree)
     if isinstance(tree, Mapping):
-        return type(tree)({k: map_leaves(function, v) for k, v in tree.items()})  # type: ignore[call-arg]
+        return type(tree)({k: map_leaves(function, v, is_leaf) for k, v in tree.items()})  # type: ignore[call-arg]
     if is_namedtuple(tree):
-        return type(tree)(*(map_leaves(function, v) for v in tree))
+        return type(tree)(*(map_leaves(function, v, is_leaf) for v in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(map_leaves(function, v) for v in tree)
+        return type(tree)(map_leaves(function, v, is_leaf) for v in tree)
     return function(tree)
 
 
