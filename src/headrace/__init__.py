@@ -48,6 +48,7 @@ from headrace.errors import (
     MissingKeyError,
     NotCollatableError,
     OptionError,
+    RowMismatchError,
     SampleIndexError,
     ShapeMismatchError,
     SourceChangedError,
@@ -61,6 +62,7 @@ from headrace.errors import (
 )
 from headrace.loader import DataLoader
 from headrace.memory import alloc
+from headrace.rng import TaskRng, task_rng
 from headrace.sampling import (
     BucketBatchSampler,
     ClassBalancedSampler,
@@ -106,6 +108,7 @@ __all__ = [
     "PaddedMasked",
     "PlannedBatchSampler",
     "RandomSampler",
+    "RowMismatchError",
     "SampleIndexError",
     "Sampler",
     "SequentialSampler",
@@ -119,6 +122,7 @@ __all__ = [
     "StratifiedBatchSampler",
     "Subset",
     "SubsetRandomSampler",
+    "TaskRng",
     "TensorDataset",
     "TrainingError",
     "TruncatedFileError",
@@ -140,5 +144,6 @@ __all__ = [
     "random_split",
     "stack_batch",
     "stratified_split",
+    "task_rng",
     "unpad",
 ]

@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from headrace.data.shard import check_divisible, shard_of
 from headrace.engine.fetch import Recipe
 from headrace.engine.options import Options, count_of, one_of, worker_context
 from headrace.engine.ranks import ShardOption, which_rank
@@ -55,9 +56,10 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         persistent_workers: keep the workers from epoch to epoch.
         pin_memory_device: deprecated in torch, and handed to it.
         in_order: hand batches out in the order of the sampler, not of completion.
-        backend: ``"process"`` makes batches in ``num_workers`` processes; ``"inline"`` in this
-            process, whatever ``num_workers`` says; ``"auto"`` in processes, but for datasets of
-            columns, which one background thread gathers faster than any process could.
+        backend: ``"process"`` makes batches in ``num_workers`` processes; ``"thread"`` in as many
+            threads of this process, which share the dataset; ``"inline"`` in this thread, whatever
+            ``num_workers`` says; ``"auto"`` in processes, but for datasets of columns, which one
+            background thread gathers faster than any process could.
         worker_restarts: how many workers that die may be replaced in an epoch before it is an
             error. Their tasks are run again, and make the same batches.
         rng: ``"task"`` seeds torch, NumPy and ``random`` for each batch from (base seed, epoch,
@@ -97,7 +99,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
-        backend: Literal["auto", "process", "inline"] = "auto",
+        backend: Literal["auto", "process", "thread", "inline"] = "auto",
         worker_restarts: int = 3,
         rng: Literal["task", "torch"] = "task",
         seed: int | None = None,
@@ -132,14 +134,17 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"{error}. Write DataLoader(dataset, batch_size=32), or batch_size=None for single "
                 f"samples."
             ) from None
-        self.backend = one_of("backend", backend, ("auto", "process", "inline"))
+        self.backend = one_of("backend", backend, ("auto", "process", "thread", "inline"))
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
-        if backend == "process" and not num_workers:
+        if backend in ("process", "thread") and not num_workers:
+            kind = "processes" if backend == "process" else "threads"
             raise OptionError(
-                "backend='process' needs worker processes, but num_workers is 0. "
-                "Write DataLoader(..., num_workers=2, backend='process')."
+                f"backend={backend!r} needs worker {kind}, but num_workers is 0. "
+                f"Write DataLoader(..., num_workers=2, backend={backend!r})."
             )
+        if backend == "thread" and num_workers > 1 and isinstance(dataset, IterableDataset):
+            check_divisible(dataset, "threads, which share it")
         if type(self.sampler) is TorchRandomSampler and sampler is None:
             self._shuffle_large(self.sampler)
         self.seed = seed
@@ -201,7 +206,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             seeded_by=from_seed if self.seed is None else f"seed {self.seed}",
             length=self._order_length()(),
             shard=self._shard_now(),
-            workers=max(1, self.num_workers if self._uses_processes else 0) if iterable else None,
+            workers=max(1, self._workers) if iterable else None,
             rank=which_rank(self.shard) if iterable else None,
         )
 
@@ -241,11 +246,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 "they would divide it twice. Write DataLoader(dataset, shuffle=True, shard='auto')."
             )
         if isinstance(self.dataset, IterableDataset):
-            if not hasattr(self.dataset, "shard"):
-                raise OptionError(
-                    f"{type(self.dataset).__name__} cannot be divided among ranks: it has no "
-                    f"shard(index, count) method. Give it one that returns the part of one rank."
-                )
+            check_divisible(self.dataset, "ranks")
         elif type(self.batch_sampler) is not torch_data.BatchSampler:
             raise OptionError(
                 "shard= divides batches of a fixed size. Leave batch_sampler= out and give "
@@ -272,9 +273,9 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
             self._session.totals.counters_of(self).path = "torch"
             return super()._get_iterator()
-        if self.num_workers:
+        if self._uses_processes:
             self.check_worker_number_rationality()
-        elif self.timeout:
+        elif self.timeout and not self.num_workers:
             raise AssertionError(
                 f"timeout={self.timeout} needs workers to wait for. Write DataLoader(..., "
                 f"num_workers=1, timeout={self.timeout}), or leave it out."
@@ -284,15 +285,19 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         return LoaderIterator(self)
 
     @property
+    def _workers(self) -> int:
+        return 0 if self.backend == "inline" else self.num_workers
+
+    @property
     def _uses_processes(self) -> bool:
-        return self.num_workers > 0 and self.backend != "inline"
+        return self._workers > 0 and self.backend != "thread"
 
     def _options(self) -> Options:
         """Return what the engine needs to know, as the attributes are now."""
         iterable = isinstance(self.dataset, IterableDataset)
         dataset, rank = self.dataset, which_rank(self.shard)
         if iterable and rank is not None:
-            dataset = dataset.shard(*rank)  # type: ignore[attr-defined]
+            dataset = shard_of(dataset, *rank)
         return Options(
             recipe=Recipe(
                 dataset=dataset,

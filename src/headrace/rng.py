@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -218,6 +219,124 @@ def _drawn_from(keys: tuple[bytes, ...], now: bytes) -> bool:
             if _numpy_words(state) == now:
                 return True
     return False
+
+
+class TaskRng:
+    """The generators of the task that runs in this thread, in the form of torch's container.
+
+    They follow from the task alone, so they give the same numbers in the training process, in
+    worker processes and in worker threads. A generator may be kept: it is seeded anew for each
+    task. Those that are not asked for cost nothing.
+
+    Attributes:
+        random_generator: a ``random.Random``.
+        torch_generator: a ``torch.Generator`` on the CPU, for ``torch.rand(..., generator=)``.
+        numpy_generator: a ``numpy.random.Generator``.
+    """
+
+    @property
+    def random_generator(self) -> random.Random:
+        """Return Python's generator of the task."""
+        return _generators_here().python()
+
+    @property
+    def torch_generator(self) -> torch.Generator:
+        """Return torch's generator of the task."""
+        return _generators_here().torch()
+
+    @property
+    def numpy_generator(self) -> np.random.Generator:
+        """Return NumPy's generator of the task."""
+        return _generators_here().numpy()
+
+
+_TASK_RNG = TaskRng()
+
+
+def task_rng() -> TaskRng:
+    """Return random generators for use in a dataset, a collate function or a ``batch_transform``.
+
+    What is drawn from them depends on the loader's seed, the epoch and the step, never on the
+    worker, whichever ``backend=`` makes the batch; with ``backend="thread"`` they are the only
+    generators of which that is true. Outside a loader, where a dataset is indexed by hand, they
+    are seeded from torch's default generator each time that this is called.
+    """
+    if _here.seed is None:
+        draw = int(torch.empty((), dtype=torch.int64).random_().item())
+        _here.generators = _TaskGenerators(draw)
+    return _TASK_RNG
+
+
+class _TaskGenerators:
+    """Three generators of one thread, made when first asked for and seeded for each task."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._python: random.Random | None = None
+        self._torch: torch.Generator | None = None
+        self._numpy: np.random.Generator | None = None
+
+    def seed(self, seed: int) -> None:
+        self._seed = seed
+        if self._python is not None:
+            self._python.seed(mix(seed, 1))
+        if self._torch is not None:
+            self._torch.manual_seed(mix(seed, 2))
+        if self._numpy is not None:
+            self._numpy.bit_generator.state = np.random.PCG64(mix(seed, 3)).state
+
+    def python(self) -> random.Random:
+        if self._python is None:
+            self._python = random.Random(mix(self._seed, 1))
+        return self._python
+
+    def torch(self) -> torch.Generator:
+        if self._torch is None:
+            self._torch = torch.Generator().manual_seed(mix(self._seed, 2))
+        return self._torch
+
+    def numpy(self) -> np.random.Generator:
+        if self._numpy is None:
+            self._numpy = np.random.Generator(np.random.PCG64(mix(self._seed, 3)))
+        return self._numpy
+
+
+class _Here(threading.local):
+    """The task that runs in this thread: its seed, and its generators if they were asked for."""
+
+    seed: int | None = None
+    generators: _TaskGenerators | None = None
+
+
+_here = _Here()
+
+
+def _generators_here() -> _TaskGenerators:
+    if _here.generators is None:
+        if _here.seed is None:
+            task_rng()
+        else:
+            _here.generators = _TaskGenerators(_here.seed)
+    assert _here.generators is not None
+    return _here.generators
+
+
+def begin_task(seed: int) -> tuple[int | None, _TaskGenerators | None]:
+    """Say which task runs in this thread from now on; return what :func:`end_task` needs."""
+    before = _here.seed, _here.generators
+    _here.seed = seed
+    if before[0] is not None:  # a loader inside a dataset: the outer task's go on after it
+        _here.generators = None
+    elif before[1] is not None:
+        before[1].seed(seed)
+    return before
+
+
+def end_task(before: tuple[int | None, _TaskGenerators | None]) -> None:
+    """Go back to the task before, or to none."""
+    _here.seed = before[0]
+    if before[0] is not None:
+        _here.generators = before[1]
 
 
 class Seeding(Protocol):

@@ -25,7 +25,7 @@ from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import lend_from, lending
-from headrace.rng import Seeding
+from headrace.rng import Seeding, begin_task, end_task
 from headrace.tree import size_bytes
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -69,7 +69,7 @@ class Recipe:
 class _AroundUserCode:
     """Lends memory and seeds generators for a task, and undoes both."""
 
-    __slots__ = ("_lender", "_pool", "_saved", "_seed", "_seeding")
+    __slots__ = ("_lender", "_pool", "_saved", "_seed", "_seeding", "_task")
 
     def __init__(self, pool: Pool, seeding: Seeding | None, seed: int) -> None:
         self._pool = pool
@@ -78,12 +78,14 @@ class _AroundUserCode:
 
     def __enter__(self) -> None:
         self._lender = lend_from(self._pool)
+        self._task = begin_task(self._seed)
         if self._seeding is not None:
             self._saved = self._seeding.begin(self._seed)
 
     def __exit__(self, *_: object) -> None:
         if self._seeding is not None:
             self._seeding.end(self._saved)
+        end_task(self._task)
         lend_from(self._lender)
 
 

@@ -13,6 +13,7 @@ does nothing but append. What a user keeps is never lent again, simply because i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -148,7 +149,8 @@ class Pool:
         """Return free memory of a class up to four times as large: the last batch is smaller."""
         for size, free in list(self._free.items()):
             if size_bytes < size <= 4 * size_bytes and free:
-                return free.pop()
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    return free.pop()
         return None
 
     def _sort_returned(self) -> None:
@@ -162,9 +164,10 @@ class Pool:
             self._release_idle()
 
     def _release_idle(self) -> None:
-        for free in self._free.values():
-            while free and free[0].last_lend < self._lends - _IDLE_LENDS:
-                self.release(free.popleft())
+        for free in list(self._free.values()):
+            with contextlib.suppress(IndexError):  # another thread was faster
+                while free[0].last_lend < self._lends - _IDLE_LENDS:
+                    self.release(free.popleft())
 
     def release(self, memory: Memory) -> None:
         """Let go of a buffer that was not wanted for long."""

@@ -39,6 +39,11 @@ class Options:
     order_name: str = ""
 
     @property
+    def in_workers(self) -> bool:
+        """Say whether others than the user's thread make the batches."""
+        return self.num_workers > 0 and self.backend != "inline"
+
+    @property
     def generators(self) -> list[torch.Generator]:
         """Return the generators that the epoch draws from: the loader's first."""
         return generators_of(self.index_sampler, self.generator)

@@ -4,6 +4,7 @@
 gather           columns, gathered in this process a block at a time
 gather-thread    the same, one block ahead in a background thread (``num_workers > 0``)
 inline           samples, fetched in this process
+thread           samples, fetched in threads of this process
 process          samples, fetched in worker processes
 ===============  ==============================================================================
 
@@ -21,14 +22,17 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
 import torch
 
+from headrace.data.shard import shard_of
 from headrace.engine.ahead import GatherThread
 from headrace.engine.backends.inline import InlineBackend
-from headrace.engine.fetch import Fetcher
+from headrace.engine.backends.thread import ThreadBackend, ThreadSetup
+from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.gather import BlockGather
 from headrace.engine.lease import Pool
 from headrace.engine.options import Options
@@ -202,7 +206,7 @@ class Engine:
     def _begin(self, order: Order | None) -> Iterator[Any]:
         options, progress = self._options, self.progress
         gather = self._gather()
-        in_workers = options.num_workers > 0 and options.backend != "inline"
+        in_workers = options.in_workers
         if gather is not None and order is not None and not progress.ahead:
             if not in_workers:
                 self._counters.path = "gather"
@@ -210,7 +214,8 @@ class Engine:
                     return gather.ahead(order.chunks, order.batch_size, order.drop_last)
                 # map, not a generator: it goes on after a batch that raised.
                 return map(functools.partial(gather.due, otherwise=self._fetcher().batch_of), order)
-            if options.init_fn is None and options.backend == "auto" and order.chunks is not None:
+            by_thread = options.backend in ("auto", "thread")
+            if options.init_fn is None and by_thread and order.chunks is not None:
                 self._counters.path = "gather-thread"
                 return GatherThread(gather, order)
         indices = itertools.repeat(None) if order is None else iter(order)
@@ -223,7 +228,7 @@ class Engine:
             ahead=frozenset(progress.ahead),
         )
         if in_workers:
-            return self._in_processes(tasks)
+            return self._in_workers(tasks)
         self._counters.path = "inline"
         return self._inline(tasks)
 
@@ -239,9 +244,9 @@ class Engine:
     def _policy(self) -> Policy:
         """Return the window's policy; for the streams of an iterable dataset, where they stand."""
         options, progress = self._options, self.progress
-        processes = options.num_workers > 0 and options.backend != "inline"
+        in_workers = options.in_workers
         iterable = options.recipe.iterable
-        workers = options.num_workers if processes else 1
+        workers = options.num_workers if in_workers else 1
         given: tuple[int, ...] = ()
         to_replay: tuple[int, ...] = ()
         if iterable:
@@ -255,8 +260,8 @@ class Engine:
         elif not options.in_order and progress.prefix is None:
             progress.prefix = progress.steps
         return Policy(
-            depth=max(1, options.prefetch_factor * workers) if processes else 1,
-            eager=processes,
+            depth=max(1, options.prefetch_factor * workers) if in_workers else 1,
+            eager=in_workers,
             in_order=options.in_order,
             iterable=iterable,
             movable=not iterable and options.own_rng and options.init_fn is None,
@@ -310,21 +315,26 @@ class Engine:
         seeding = None if recipe.quiet or not self._options.own_rng else borrowed_generators()
         return Fetcher(recipe, self._pool, seeding)
 
-    def _in_processes(self, tasks: Tasks) -> Window:
-        options = self._options
-        self._counters.path = "process"
+    def _in_workers(self, tasks: Tasks) -> Window:
+        in_threads = self._options.backend == "thread"
+        self._counters.path = "thread" if in_threads else "process"
         seed = task_seed(self._task_base(), self.progress.epoch, None)
         policy = self._policy()
-        if self._backend is None:
-            self._backend = ProcessBackend(self._setups(seed), options.context, self._home)
-            self.workers = self._backend.processes
-        else:
+        if self._backend is not None:
             self._backend.begin_epoch(seed)
+        elif in_threads:
+            states = self._dataset_states()
+            self._backend = ThreadBackend(self._thread_setups(), seed, states)
+            self.workers = self._backend.threads
+        else:
+            self._backend = ProcessBackend(self._setups(seed), self._options.context, self._home)
+            self.workers = self._backend.processes
         for worker, count in enumerate(policy.to_replay):
             if count:
                 self._replay(tasks, worker, count)
         window = Window(tasks, self._backend, self._counters, policy)
-        self._backend.start_spare()
+        if not in_threads:
+            self._backend.start_spare()
         return window
 
     def _replay(self, tasks: Tasks, worker: int, count: int) -> None:
@@ -352,6 +362,27 @@ class Engine:
             for worker in range(options.num_workers)
         ]
 
+    def _thread_setups(self) -> list[ThreadSetup]:
+        options = self._options
+        count, divided = options.num_workers, options.recipe.iterable and options.num_workers > 1
+        setups = []
+        for worker in range(count):
+            recipe = options.recipe
+            if divided:
+                recipe = replace(recipe, dataset=shard_of(recipe.dataset, worker, count))
+            setups.append(
+                ThreadSetup(
+                    worker=worker,
+                    num_workers=count,
+                    seed=self.progress.base_seed + worker,
+                    dataset=recipe.dataset,
+                    init_fn=options.init_fn,
+                    begin=functools.partial(_begin_fetcher, recipe, self._pool, worker),
+                    divided=divided,
+                )
+            )
+        return setups
+
     def end_epoch(self) -> None:
         """Called when the batches are used up: workers that do not persist leave."""
         self.progress.finished = True
@@ -375,6 +406,12 @@ def _warn_of_replay(dataset: Any, batches: int) -> None:
         f"at once.",
         stacklevel=11,  # the line that calls iter(loader)
     )
+
+
+def _begin_fetcher(recipe: Recipe, pool: Pool, worker: int, seed: int, state: Any) -> Fetcher:
+    fetcher = Fetcher(recipe, pool, None, worker)
+    fetcher.start(seed, state)
+    return fetcher
 
 
 @functools.cache

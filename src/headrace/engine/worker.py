@@ -33,6 +33,7 @@ from headrace.engine.lease import Memory
 from headrace.engine.shared import WorkerPool
 from headrace.engine.task import Done, Failed, Result, Task
 from headrace.engine.wire_errors import wrap_error
+from headrace.engine.worker_info import worker_info
 from headrace.rng import OwnGenerators, ProcessGenerators, generator_keys
 
 # faulthandler writes the stack on this one; real-time signals are nobody's by convention.
@@ -156,11 +157,8 @@ class _Worker:
         torch.manual_seed(self._seed)
         words = torch_worker._generate_state(setup.base_seed, setup.worker)  # type: ignore[no-untyped-call]
         np.random.seed(words)
-        torch_worker._worker_info = torch_worker.WorkerInfo(
-            id=setup.worker,
-            num_workers=setup.num_workers,
-            seed=self._seed,
-            dataset=setup.recipe.dataset,
+        torch_worker._worker_info = worker_info(
+            setup.worker, setup.num_workers, self._seed, setup.recipe.dataset
         )
         try:
             if setup.init_fn is not None:

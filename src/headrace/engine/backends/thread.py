@@ -1,0 +1,296 @@
+"""Tasks run in threads of the user's process: one dataset, shared, and nothing to copy.
+
+Worth it where a sample's time passes outside the interpreter's lock (files, networks, decoders), or
+on an interpreter without one. Threads share the process's random generators too, so nothing is
+seeded around user code: a task's own generators are ``headrace.task_rng()``.
+
+A thread cannot be killed. One that is stuck in user code is named in a warning when its loader
+ends, and ends with the process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+
+from headrace.engine.backends.base import Backend, Finished
+from headrace.engine.backends.ending import GRACE_S, backends, end_together
+from headrace.engine.fetch import Fetcher
+from headrace.engine.task import Failed, Result, Task
+from headrace.engine.worker_info import look_at_threads, set_thread_info, worker_info
+
+
+class ThreadSetup(NamedTuple):
+    """What a worker thread is told once; ``begin`` makes its fetcher at the start of an epoch.
+
+    ``divided`` says that the dataset is this thread's part of an iterable one, so that code which
+    divides by ``get_worker_info()`` too must find itself alone.
+    """
+
+    worker: int
+    num_workers: int
+    seed: int
+    dataset: Any
+    init_fn: Callable[[int], None] | None
+    begin: Callable[[int, Any], Fetcher]
+    divided: bool = False
+
+
+class _Run(NamedTuple):
+    epoch: int
+    task: Task
+
+
+class _Replay(NamedTuple):
+    tasks: list[Task]
+
+
+class _Epoch(NamedTuple):
+    seed: int
+    dataset_state: Any
+
+
+class _Stop(NamedTuple):
+    pass
+
+
+class _Answer(NamedTuple):
+    epoch: int
+    finished: Finished
+
+
+_ENGINE = os.path.dirname(os.path.dirname(__file__))  # frames in here say nothing to a user
+
+_Message = _Run | _Replay | _Epoch | _Stop
+
+
+class ThreadBackend(Backend):
+    """Runs tasks in threads. They hold their queues and the dataset, never this object."""
+
+    def __init__(self, setups: list[ThreadSetup], epoch_seed: int, states: list[Any]) -> None:
+        self.workers = len(setups)
+        self.threads: list[threading.Thread] = []
+        self._asked: list[SimpleQueue[_Message]] = [SimpleQueue() for _ in setups]
+        self._made: SimpleQueue[_Answer] = SimpleQueue()
+        self._pid = os.getpid()
+        self._epoch = 0
+        self._closing = self._closed = False
+        self._deadline = 0.0
+        look_at_threads()
+        torch_threads = torch.get_num_threads()
+        for setup, asked, state in zip(setups, self._asked, states, strict=True):
+            asked.put(_Epoch(epoch_seed, state))
+            self.threads.append(
+                threading.Thread(
+                    target=_run,
+                    args=(setup, asked, self._made, torch_threads),
+                    name=f"headrace-worker-{setup.worker}",
+                    daemon=True,
+                )
+            )
+        backends.add(self)
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Put a task on a thread's queue."""
+        self._asked[worker].put(_Run(self._epoch, task))
+
+    def get(self, timeout_s: float | None) -> Finished | None:
+        """Wait for the next answer."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self.check()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                answer = self._made.get(timeout=left)
+            except Empty:
+                return None
+            if answer.epoch == self._epoch:
+                return answer.finished
+
+    def check(self) -> None:
+        """Raise where no thread would answer."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this iterator belongs to process {self._pid}, and this is a fork of it. "
+                f"Call iter(loader) in this process."
+            )
+        if self._closing:
+            raise RuntimeError(
+                "the workers of this iterator have been ended. Call iter(loader) for others."
+            )
+
+    def begin_epoch(self, seed: int) -> None:
+        """Begin another epoch in threads that persist; what is still under way is dropped."""
+        self._epoch += 1
+        for worker, asked in enumerate(self._asked):
+            self.retract(worker)
+            asked.put(_Epoch(seed, None))
+
+    def replay(self, worker: int, tasks: list[Task]) -> None:
+        """Have a thread make batches that nobody wants, to bring its stream to a place."""
+        self._asked[worker].put(_Replay(tasks))
+
+    def retract(self, worker: int) -> list[Task]:
+        """Take back the tasks that a thread has not begun."""
+        asked, kept, tasks = self._asked[worker], [], []
+        while True:
+            try:
+                message = asked.get_nowait()
+            except Empty:
+                break
+            if isinstance(message, _Run):
+                tasks.append(message.task)
+            else:
+                kept.append(message)
+        for message in kept:
+            asked.put(message)
+        return tasks
+
+    def describe(self, worker: int) -> str:
+        """Say where a thread's code stands."""
+        thread = self.threads[worker]
+        return f"thread {thread.name}, which stands at\n{_stack(thread)}"
+
+    # Ending: Ctrl-C, break, garbage collection and the interpreter's exit all come to close().
+
+    def close(self) -> None:
+        """End the threads, within a second."""
+        end_together([self])
+
+    def is_open(self) -> bool:
+        """Say whether there may be threads to end: a fork of the process has none."""
+        return not self._closed and os.getpid() == self._pid
+
+    def ask_to_leave(self) -> list[int]:
+        """Tell the threads to stop; there is no descriptor to wait for."""
+        self._closing = True
+        self._deadline = time.monotonic() + GRACE_S
+        for worker, asked in enumerate(self._asked):
+            self.retract(worker)
+            asked.put(_Stop())
+        return []
+
+    def kill(self) -> None:
+        """A thread cannot be killed."""
+
+    def reap(self) -> None:
+        """Wait for the threads; one that is stuck is left behind, and named."""
+        self._closed = True
+        for thread in self.threads:
+            if thread is threading.current_thread():  # garbage collected in a worker
+                continue
+            thread.join(max(0.0, self._deadline - time.monotonic()))
+            if thread.is_alive():
+                warnings.warn(
+                    f"{thread.name} did not end within {GRACE_S:g} s. A thread cannot be killed: "
+                    f"it leaves when its sample is done, or with the process; "
+                    f"backend='process' can end it. It stands at\n{_stack(thread)}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def abandon(self) -> None:
+        """In a fork of the user's process there are no threads."""
+        self._closing = self._closed = True
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed") and self.is_open():
+            self.close()
+
+
+def _run(
+    setup: ThreadSetup,
+    asked: SimpleQueue[_Message],
+    made: SimpleQueue[_Answer],
+    torch_threads: int,
+) -> None:
+    """Make the batches that are asked for, until told to stop."""
+    _use_one_core(torch_threads)
+
+    def say_who(number: int, of: int) -> None:
+        set_thread_info(worker_info(number, of, setup.seed, setup.dataset, "thread"))
+
+    say_who(setup.worker, setup.num_workers)
+    worker = _Worker(setup)
+    if setup.divided:
+        say_who(0, 1)
+    while not isinstance(message := asked.get(), _Stop):
+        if isinstance(message, _Run):
+            made.put(_Answer(message.epoch, Finished(setup.worker, worker.make(message.task))))
+        elif isinstance(message, _Replay):
+            for task in message.tasks:
+                worker.make(task)
+        else:
+            worker.begin_epoch(message)
+        del message
+
+
+class _Worker:
+    """The state of one worker thread."""
+
+    def __init__(self, setup: ThreadSetup) -> None:
+        self._setup = setup
+        self._init_failure: BaseException | None = None
+        self._failure: BaseException | None = None
+        self._fetcher: Fetcher | None = None
+        try:
+            if setup.init_fn is not None:
+                setup.init_fn(setup.worker)
+        except BaseException as error:
+            self._init_failure = error
+
+    def begin_epoch(self, message: _Epoch) -> None:
+        self._failure = self._init_failure
+        if self._failure is not None:
+            return
+        try:
+            self._fetcher = self._setup.begin(*message)
+        except BaseException as error:
+            self._failure = error
+
+    def make(self, task: Task) -> Result:
+        try:
+            if self._failure is not None:
+                raise self._failure
+            assert self._fetcher is not None
+            result = self._fetcher(task)
+        except BaseException as error:  # sys.exit() in user code ends the program, not the thread
+            result = Failed(task.step, error)
+        if isinstance(result, Failed):
+            note = f"headrace: in DataLoader worker thread {self._setup.worker}"
+            if note not in getattr(result.error, "__notes__", ()):
+                result.error.add_note(note)
+        return result
+
+
+def _use_one_core(torch_threads: int) -> None:
+    """Let torch compute in this thread alone, as in a worker process.
+
+    The call sets two things: this thread's number, and the number that threads to come begin with.
+    The second is put back by a thread that is gone at once.
+    """
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(torch_threads,))
+    restore.start()
+    restore.join()
+
+
+def _stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return "  (it has ended)"
+    stack = traceback.extract_stack(frame)
+    of_ours = [n for n, f in enumerate(stack) if f.filename.startswith(_ENGINE)]
+    users = stack[of_ours[-1] + 1 :] if of_ours else stack
+    return "".join(traceback.format_list((users or stack)[-8:])).rstrip()
