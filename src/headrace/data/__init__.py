@@ -13,6 +13,7 @@ from headrace.data.compose import (
 )
 from headrace.data.gather import Gatherer, Leaf, columns
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
+from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
 from headrace.data.windows import SlidingWindows
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "FilteredDataset",
     "FilteredStream",
     "Gatherer",
+    "JSONLines",
     "Leaf",
     "LeakWarning",
     "MappedDataset",
@@ -30,8 +32,11 @@ __all__ = [
     "Source",
     "StackDataset",
     "StreamSource",
+    "StreamedJSONLines",
+    "StreamedTextLines",
     "Subset",
     "TensorDataset",
+    "TextLines",
     "chronological_split",
     "columns",
     "random_split",

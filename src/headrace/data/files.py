@@ -55,12 +55,11 @@ class Stamp:
 def cache_path(source: PathLike, suffix: str, directory: PathLike | None = None) -> Path:
     """Return where what is derived from a file is kept: a name that follows from its path.
 
-    ``directory`` None is ``$HEADRACE_CACHE``, else ``headrace`` in ``$XDG_CACHE_HOME``, else
-    ``~/.cache/headrace``.
+    ``directory`` None is ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
     """
     if directory is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        directory = os.environ.get("HEADRACE_CACHE") or os.path.join(base, "headrace")
+        directory = os.path.join(base, "headrace")
     place = os.path.abspath(source)
     key = blake2b(os.fsencode(place), digest_size=8).hexdigest()
     name = os.path.basename(place)

@@ -1,0 +1,116 @@
+"""From the bytes of a line to a sample, and what is said of files and lines that are none."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from headrace.data.files import PathLike
+from headrace.errors import SourceError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_SHOWN = 60
+SPACES = b" \t\r\n"
+
+
+class BadLineError(Exception):
+    """A line that is no sample, and why; whoever knows file and line makes an error of it."""
+
+
+def path_list(paths: PathLike | Sequence[PathLike]) -> list[str]:
+    """Return one path or several as a list of strings.
+
+    Raises:
+        SourceError: there are none.
+    """
+    found = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not found:
+        raise SourceError("there are no files: the list of paths is empty. Give it a path.")
+    return [os.fspath(path) for path in found]
+
+
+def compression_of(path: str) -> str | None:
+    """Return how a file is compressed, by its first bytes: "gzip", "zstd", or not at all.
+
+    Raises:
+        SourceError: the file is empty.
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(4)
+    if not beginning:
+        raise SourceError(f"{path} is an empty file: it has no lines. Leave it out of the paths.")
+    return next(
+        (name for magic, name in _COMPRESSIONS.items() if beginning.startswith(magic)), None
+    )
+
+
+def is_blank(raw: bytes) -> bool:
+    """Say whether a line is nothing but what JSON calls whitespace."""
+    return raw[0] in SPACES and not raw.strip(SPACES)
+
+
+def codec_of(encoding: str) -> str:
+    """Return the codec that decodes the lines of a file in this encoding.
+
+    Raises:
+        SourceError: Python does not know it, or its newline is not the byte 10.
+    """
+    try:
+        name = codecs.lookup(encoding).name
+        name = "utf-8" if name == "utf-8-sig" else name
+        newline = "\n".encode(name)
+    except LookupError:
+        raise SourceError(
+            f"encoding {encoding!r} is no encoding of text that Python knows. Write "
+            f"encoding='utf-8'."
+        ) from None
+    if newline != b"\n":
+        raise SourceError(
+            f"encoding {encoding!r} does not write a newline as the byte 10, by which lines are "
+            f"found. Convert the file: iconv -f {encoding} -t utf-8 old.txt > new.txt"
+        )
+    return name
+
+
+def to_text(raw: bytes, codec: str, errors: str, *, first: bool) -> str:
+    r"""Decode a line, without the ``\n`` or ``\r\n`` that ends it.
+
+    ``first`` is whether it is at the beginning of its file, where a byte order mark may stand.
+
+    Raises:
+        BadLineError: bytes that the codec does not have.
+    """
+    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    if first and codec == "utf-8":
+        raw = raw.removeprefix(_BYTE_ORDER_MARK)
+    try:
+        return raw.decode(codec, errors)
+    except UnicodeDecodeError as error:
+        raise BadLineError(
+            f"byte {error.object[error.start]:#04x} at position {error.start} is not {codec} "
+            f"({error.reason}). Give the encoding of the file, such as encoding='latin-1', or "
+            f"write errors='replace'."
+        ) from None
+
+
+def to_value(text: str) -> Any:
+    """Parse a line of JSON.
+
+    Raises:
+        BadLineError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+        raise BadLineError(
+            f"no JSON ({error.msg}, column {error.colno}): {shown!r}. Each line must be one value: "
+            f"correct it, or the file if it is one value over many lines."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise BadLineError(f"JSON that cannot be read ({error}). Correct the line.") from None
