@@ -13,6 +13,7 @@
     ├── RowMismatchError                (ValueError)   a function that gives other rows than it got
     ├── TruncatedFileError              (OSError)      a file shorter than its memory map
     ├── DatasetStoppedError             (RuntimeError) StopIteration from a map-style dataset
+    ├── TooManySkippedError             (RuntimeError) more samples raised than max_errors= allows
     ├── OptionError                     (ValueError)   a loader option that cannot be
     ├── StateError                      (ValueError)   a state that does not fit the loader
     ├── WorkerDiedError                 (RuntimeError) a worker process is gone for good
@@ -22,12 +23,17 @@
     ├── SourceChangedError              (RuntimeError) a file that changed while it was read
     ├── MissingColumnError              (KeyError)     a column that a table does not have
     ├── MissingExtraError               (ImportError)  a library that an extra brings
+    ├── OutOfMemoryError                (RuntimeError) a step too large for the memory
     └── TrainingError                   (RuntimeError) a training that cannot be right
+
+    TrainingWarning                     (UserWarning)  a training that may not be what was meant
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+
+import torch
 
 
 class HeadraceError(Exception):
@@ -97,6 +103,10 @@ class DatasetStoppedError(HeadraceError, RuntimeError):
     """``StopIteration`` out of a map-style dataset's ``__getitem__``."""
 
 
+class TooManySkippedError(HeadraceError, RuntimeError):
+    """More samples raised in an epoch than ``max_errors=`` allows to be skipped."""
+
+
 class OptionError(HeadraceError, ValueError):
     """An option of the loader that cannot be, alone or with the others."""
 
@@ -135,8 +145,16 @@ class MissingExtraError(HeadraceError, ImportError):
     """A library that is not installed, and that an extra of headrace brings."""
 
 
+class OutOfMemoryError(HeadraceError, torch.OutOfMemoryError):
+    """A step that needs more memory than there is; the text names a batch size that fits."""
+
+
 class TrainingError(HeadraceError, RuntimeError):
     """A training that cannot be right as it is set up, or that went wrong."""
+
+
+class TrainingWarning(UserWarning):
+    """A training that may not be what was meant; the text says what to write."""
 
 
 def format_path(path: tuple[Hashable, ...]) -> str:

@@ -1,0 +1,133 @@
+"""Where NaN and infinity come from: the data and its rows, the weights, the first layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import format_path
+from headrace.train.guards.finding import listing
+from headrace.train.guards.parameters import nonfinite_parameters
+
+_MOST_ROWS = 5
+
+
+def name_of(value: float) -> str:
+    """Return "nan", "inf" or "-inf"."""
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def describe_source(
+    model: nn.Module | None, inputs: Any, loader: Any, forward: Callable[[Any], Any] | None
+) -> str:
+    """Return where a loss that is not finite comes from, and the line to write."""
+    data = _describe_data(inputs, loader)
+    if data is not None:
+        return data
+    if model is None:
+        return _FINITE_DATA + _CALM
+    weights = nonfinite_parameters(model)
+    if weights:
+        return (
+            f"The weights are not finite already ({listing(weights)}): an earlier step, after the "
+            f"last loss that was read, made them so. {_CALM}"
+        )
+    layer = first_nonfinite_layer(model, inputs, forward)
+    if layer is not None:
+        return f"{_FINITE_DATA}The first layer that makes it is {layer}. {_CALM}"
+    return (
+        f"{_FINITE_DATA}The model's outputs are finite too: the loss function makes it. Look there "
+        f"for log(0), a division by 0 or a sqrt at 0, and write .clamp(min=1e-8) before it; or "
+        f"look for targets outside its range."
+    )
+
+
+_FINITE_DATA = "The inputs are finite. "
+_CALM = "Write Trainer(..., clip_norm=1.0), or a smaller learning rate."
+
+
+def _describe_data(inputs: Any, loader: Any) -> str | None:
+    for path, leaf in _tensors(inputs, ()):
+        if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.layout != torch.strided:
+            continue
+        values = leaf.detach()
+        bad = ~values.isfinite()
+        if not bool(bad.any()):
+            continue
+        where = format_path(path).replace("sample", "inputs", 1)
+        kind = "nan" if bool(values.isnan().any()) else "inf"
+        rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if bad.ndim else []
+        return (
+            f"The data holds {kind}: {where}{_describe_rows(rows, loader)}. Leave these samples "
+            f"out, or write torch.nan_to_num(x) in the dataset."
+        )
+    return None
+
+
+def _describe_rows(rows: list[int], loader: Any) -> str:
+    if not rows:
+        return ""
+    text = f", {'row' if len(rows) == 1 else 'rows'} {_numbers(rows)} of the batch"
+    last = getattr(loader, "last_indices", None)
+    indices = None if last is None else last()
+    if indices is not None and rows[-1] < len(indices):
+        found = [indices[row] for row in rows]
+        text += f" (dataset {'index' if len(rows) == 1 else 'indices'} {_numbers(found)})"
+    return text
+
+
+def _numbers(values: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, values[:_MOST_ROWS]))
+    more = len(values) - _MOST_ROWS
+    return shown if more <= 0 else f"{shown} and {more} more"
+
+
+def _tensors(
+    tree: Any, path: tuple[Hashable, ...]
+) -> Iterator[tuple[tuple[Hashable, ...], Tensor]]:
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _tensors(value, (*path, key))
+    elif isinstance(tree, (tuple, list)):
+        for number, value in enumerate(tree):
+            yield from _tensors(value, (*path, number))
+
+
+def first_nonfinite_layer(
+    model: nn.Module, inputs: Any, forward: Callable[[Any], Any] | None = None
+) -> str | None:
+    """Run the model once more and return the first module whose output is not finite.
+
+    Buffers and random states are put back. The innermost module is named: it returns first.
+    """
+    found: list[str] = []
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, _: Any, output: Any) -> None:
+            if not found and any(
+                not bool(t.detach().isfinite().all())
+                for _, t in _tensors(output, ())
+                if t.is_floating_point() and t.layout == torch.strided
+            ):
+                found.append(f"{name or 'the model'!r} ({type(module).__name__})")
+
+        return look
+
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    handles = [m.register_forward_hook(hook_of(name)) for name, m in model.named_modules()]
+    try:
+        devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            (forward or model)(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return found[0] if found else None

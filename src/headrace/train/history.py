@@ -1,0 +1,119 @@
+"""What a training measured, per step and per epoch: as lists, a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from headrace.errors import MissingExtraError
+from headrace.extras import import_extra
+from headrace.train.curves import draw
+
+if TYPE_CHECKING:
+    import os
+
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class History:
+    """The values of a training.
+
+    Attributes:
+        steps: a dict for each step whose values were read: ``step``, ``epoch`` and the values.
+        epochs: a dict for each epoch: ``epoch`` and the values.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.epochs: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        last = ""
+        if self.epochs:
+            shown = [f"{k}={v:.4g}" for k, v in self.epochs[-1].items() if k != "epoch"]
+            last = f", the last: {', '.join(shown)}"
+        return f"<History of {len(self.epochs)} epochs and {len(self.steps)} steps{last}>"
+
+    def add_step(self, step: int, epoch: int, **values: float) -> None:
+        """Add what was read at a step, counted over all epochs."""
+        self.steps.append({"step": int(step), "epoch": int(epoch), **_numbers(values)})
+
+    def add_epoch(self, epoch: int, **values: float) -> None:
+        """Add what an epoch came to."""
+        self.epochs.append({"epoch": int(epoch), **_numbers(values)})
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the loss of each step and the curves over the epochs, into a file (.png, .svg).
+
+        Values named ``train_x`` and ``val_x`` share one panel.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        draw(self.steps, self.epochs, path)
+
+    def to_frame(self, of: Literal["epochs", "steps"] = "epochs") -> Any:
+        """Return the values as a data frame, a row for each epoch or step.
+
+        It is pandas' where that is installed, else polars'.
+
+        Raises:
+            MissingExtraError: neither is installed.
+        """
+        rows = self.epochs if of == "epochs" else self.steps
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        data = {key: [row.get(key) for row in rows] for key in columns}
+        try:
+            return import_extra("pandas", "tables").DataFrame(data)
+        except MissingExtraError:
+            pass
+        try:
+            return import_extra("polars", "tables").DataFrame(data)
+        except MissingExtraError:
+            raise MissingExtraError(
+                "to_frame() makes a pandas or polars data frame, and neither is installed. Write: "
+                'pip install pandas, or pip install "headrace[tables]" for polars.',
+                name="pandas",
+            ) from None
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the values as JSON text, and write it to ``path`` if one is given.
+
+        JSON has no word for them, so values that are not finite stand there as "NaN", "Infinity"
+        and "-Infinity".
+        """
+        text = json.dumps(self.state_dict(), allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all values as JSON values: a copy."""
+        return {
+            "steps": [_encoded(row) for row in self.steps],
+            "epochs": [_encoded(row) for row in self.epochs],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace all values by those of a state, or of what :meth:`to_json` wrote."""
+        self.steps = [_decoded(row) for row in state_dict["steps"]]
+        self.epochs = [_decoded(row) for row in state_dict["epochs"]]
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value if type(value) is int else float(value) for key, value in values.items()}
+
+
+def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if math.isfinite(value) else _word(value) for key, value in row.items()}
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _WORDS[v] if isinstance(v, str) else v for k, v in row.items()}
