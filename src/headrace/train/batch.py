@@ -1,0 +1,154 @@
+"""What a batch is to the loop: the model's arguments, the targets, and how much it weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from headrace.errors import TrainingError
+from headrace.tree import is_namedtuple, leaves
+
+INPUT_KEYS = ("inputs", "input", "x")
+TARGET_KEYS = ("targets", "target", "labels", "label", "y")
+
+Weight: TypeAlias = Callable[[Any], "float | Tensor"]
+
+
+def parts_of(batch: Any) -> tuple[Any, Any]:
+    """Return a batch's inputs and targets.
+
+    A tuple or list: the last one is the targets, what is before it the inputs. A mapping: the
+    targets stand under the one key of ``TARGET_KEYS`` that it has; the inputs under the one of
+    ``INPUT_KEYS``, or else they are all its other entries.
+
+    Raises:
+        TrainingError: there are no targets to be found.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
+    if isinstance(batch, Mapping):
+        found = [key for key in TARGET_KEYS if key in batch]
+        if len(found) == 1:
+            return _without(batch, found), batch[found[0]]
+    raise TrainingError(
+        f"a batch of inputs and targets was wanted, and {_describe(batch)} came. Let the dataset "
+        f"return (input, target), or a dict with one of the keys {', '.join(TARGET_KEYS)}; or "
+        f"compute the loss yourself: Trainer(model, step=lambda model, batch: loss, ...)."
+    )
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return a batch's inputs, whether it has targets or not."""
+    if isinstance(batch, (tuple, list)):
+        return parts_of(batch)[0] if len(batch) > 1 else batch[0]
+    if isinstance(batch, Mapping):
+        return _without(batch, [key for key in TARGET_KEYS if key in batch])
+    return batch
+
+
+def _without(batch: Mapping[Any, Any], targets: list[str]) -> Any:
+    found = [key for key in INPUT_KEYS if key in batch]
+    if len(found) == 1:
+        return batch[found[0]]
+    return {key: value for key, value in batch.items() if key not in targets}
+
+
+def call_model(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model: a tuple or list is its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, (tuple, list)) and not is_namedtuple(inputs):
+        return model(*inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(inputs)
+
+
+def forward_any(model: Callable[..., Any], device: torch.device, batch: Any) -> Any:
+    """Return a model's outputs for a batch that may have targets or not."""
+    return call_model(model, to_device(inputs_of(batch), device))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move what has a ``to()`` (tensors, packed sequences, batches of graphs), wherever it lies.
+
+    From page-locked memory the copy is asynchronous; later work on the device waits for it.
+    """
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
+    if is_namedtuple(batch):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)([to_device(value, device) for value in batch])
+    return batch
+
+
+def samples_of(batch: Any) -> int:
+    """Return the samples of a batch: the length of its targets, or of its first tensor.
+
+    Raises:
+        TrainingError: no tensor in it says.
+    """
+    if type(batch) in (tuple, list) and isinstance(batch[-1], Tensor) and batch[-1].ndim:
+        return len(batch[-1])
+    for leaf in [_targets_or_none(batch), *leaves(batch)]:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise TrainingError(
+        f"cannot tell how many samples {_describe(batch)} holds. Say how much a batch weighs: "
+        f"Trainer(..., weight=lambda batch: ...)."
+    )
+
+
+def weight_of(loss_fn: Any) -> Weight:
+    """Return how much a batch weighs in a mean loss: what the loss function itself divides by.
+
+    That is its samples; for cross-entropy over classes its targets that are not ignored, each
+    with its class weight, so that a mean over tokens stays one over several batches.
+    """
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return _CountTargets(loss_fn.ignore_index, loss_fn.weight)
+    if loss_fn in (functional.cross_entropy, functional.nll_loss):
+        return _CountTargets(-100, None)
+    return samples_of
+
+
+class _CountTargets:
+    def __init__(self, ignored: int, class_weights: Tensor | None) -> None:
+        self._ignored = ignored
+        self._class_weights = class_weights
+
+    def __call__(self, batch: Any) -> float | Tensor:
+        targets = parts_of(batch)[1]
+        if not isinstance(targets, Tensor) or targets.is_floating_point():
+            return samples_of(batch)  # probabilities: the mean is over samples
+        counted = targets != self._ignored
+        if self._class_weights is None:
+            total = counted.sum()
+        else:
+            weights = self._class_weights.detach().to(targets.device)
+            total = weights[targets[counted]].sum()
+        return total if total.device.type != "cpu" else total.item()
+
+
+def _targets_or_none(batch: Any) -> Any:
+    try:
+        return parts_of(batch)[1]
+    except TrainingError:
+        return None
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} with the keys {', '.join(map(repr, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    return f"a {type(batch).__name__}"

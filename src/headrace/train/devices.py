@@ -1,0 +1,64 @@
+"""Devices, precision and strategy, from Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headrace.errors import OptionError
+from headrace.extras import import_extra
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+
+
+def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
+    """Return a Fabric whose processes are there.
+
+    Under torchrun they are torchrun's, whatever ``devices`` says; elsewhere ``devices > 1`` starts
+    this script again for each further one.
+
+    Raises:
+        OptionError: a value that cannot be.
+    """
+    for name, value, allowed in (
+        ("precision", precision, PRECISIONS),
+        ("strategy", strategy, STRATEGIES),
+    ):
+        if value not in allowed:
+            raise OptionError(
+                f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}. "
+                f"Write Trainer(..., {name}={allowed[0]!r})."
+            )
+    lightning = import_extra("lightning_fabric", "train")
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = "cpu" if found is None else found.type
+    options: dict[str, Any] = {"devices": [int(number)] if number else devices}
+    world = int(os.environ.get("WORLD_SIZE", "1")) if _under_torchrun() else 1
+    if world > 1:
+        if number and kind != "cpu":
+            raise OptionError(
+                f"device={device!r} is one device, and torchrun has started {world} processes. "
+                f"Write Trainer(..., device={kind!r})."
+            )
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        options = {"devices": local, "num_nodes": world // local}
+        strategy = "ddp" if strategy == "auto" else strategy
+    if precision != "32-true":
+        # Fabric itself would turn float16 on a CPU into bfloat16.
+        plugins = import_extra("lightning_fabric.plugins", "train")
+        options["plugins"] = plugins.MixedPrecision(precision, kind)
+    fabric: Fabric = lightning.Fabric(accelerator=kind, strategy=strategy, **options)
+    fabric.launch()
+    return fabric
+
+
+def _under_torchrun() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()

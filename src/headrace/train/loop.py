@@ -1,0 +1,367 @@
+"""The training loop, from top to bottom: fit, epochs, steps, validation, checkpoints.
+
+Where the host waits for the device is marked WAITS. Where the ranks wait for each other is marked
+AGREE: what comes there must come on every rank.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from headrace.errors import StateError, TrainingError
+from headrace.train.checkpoint import Checkpoints, load
+from headrace.train.history import History
+from headrace.train.progress import Progress
+from headrace.train.randomness import loader_generators, random_states, set_random_states
+from headrace.train.ranks import tell_epoch
+from headrace.train.sigterm import EXIT_CODE, Sigterm
+from headrace.train.storable import pack, unpack
+from headrace.tree import leaves, size_bytes
+
+if TYPE_CHECKING:
+    from headrace.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of ``fit`` was asked for."""
+
+    epochs: int
+    checkpoints: Checkpoints | None
+    resume: bool
+    every_steps: int | None
+    every_s: float | None
+
+
+@dataclass
+class Position:
+    """Where the training stands; part of a checkpoint."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps of the optimizer
+    batches: int = 0  # that this process has had of the present epoch
+    loss: float = 0.0  # losses times weights of the present epoch, so far as they were read
+    weight: float = 0.0
+
+
+@dataclass
+class _Unread:
+    """A step whose loss is still on the device."""
+
+    step: int
+    loss: Tensor  # this rank's part of it
+    weight: Any
+    norm: Tensor | None
+    group: list[Any] | None  # its batches, to say what was wrong with them
+
+
+_KEPT_BYTES = 1 << 24  # of batches whose losses have not been read
+
+
+class Fit:
+    """One call of ``fit``."""
+
+    def __init__(self, trainer: Trainer, train_loader: Any, val_loader: Any, plan: Plan) -> None:
+        self.trainer = trainer
+        self.updater = trainer.updater
+        self.ranks = trainer.ranks
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.plan = plan
+        self.position = Position()
+        self.history = History()
+        self.unread: list[_Unread] = []
+        self.epoch_start: dict[str, Any] = {}
+        self.resumed: dict[str, Any] | None = None  # this rank's part of a checkpoint in mid-epoch
+        self.ended = False  # the loader has said that the present epoch has no more
+        self.saved_at = time.monotonic()
+        self.saved_as: tuple[int, int] | None = None
+
+    def run(self) -> History:
+        """Train up to the last epoch, or until SIGTERM or ``trainer.stop()``."""
+        plan, trainer = self.plan, self.trainer
+        self._resume()
+        self.updater.optimizer.zero_grad()
+        trainer.call("on_fit_start")
+        show = trainer.progress if self.ranks.rank == 0 else False
+        self.progress = Progress(plan.epochs, self.position.epoch, show)
+        # Without a checkpoint to write, SIGTERM ends the process as it always does.
+        with Sigterm(plan.checkpoints is not None) as self.sigterm, self.progress:
+            while self.position.epoch < plan.epochs and not trainer.stopping:
+                self._epoch()
+            self._save()
+        trainer.call("on_fit_end")
+        return self.history
+
+    # ---- an epoch
+
+    def _epoch(self) -> None:
+        trainer, position = self.trainer, self.position
+        epoch, started = position.epoch, time.perf_counter()
+        trainer.call("on_epoch_start", epoch)
+        self.progress.begin_epoch(epoch, self._steps_of_epoch())
+        self._train(epoch)
+        if not position.weight:
+            raise TrainingError("the training loader gave no batch: there is nothing to train on.")
+        values = {"loss": position.loss / position.weight}
+        if self.val_loader is not None:
+            self.ranks.share_buffers(self.updater.model)
+            self.progress.begin_validation(_length(self.val_loader))
+            found = trainer.run_evaluation(self.val_loader, self.progress.validation_step)
+            values |= {f"val_{name}": value for name, value in found.items()}
+        self._schedule_epoch(values)
+        trainer.guards.after_epoch(self.train_loader, time.perf_counter() - started)
+        self.history.add_epoch(epoch, **values)
+        trainer.log(values, position.step)
+        self.progress.end_epoch(values)
+        self.position = Position(epoch + 1, position.step)
+        trainer.call("on_epoch_end", epoch, values)
+        trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
+        if self.plan.every_steps is None and self.plan.every_s is None:
+            self._save()
+        self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
+
+    def _train(self, epoch: int) -> None:
+        trainer, position = self.trainer, self.position
+        updater, guards = self.updater, trainer.guards
+        batches = self._batches(epoch)
+        while True:
+            # A group is drawn before any of it is computed: what share of it a batch has is known
+            # only then, and the loader's state always stands between two steps of the optimizer.
+            group = [] if self.ended else list(islice(batches, trainer.accumulate))
+            self.ended = len(group) < trainer.accumulate
+            position.batches += len(group)
+            weights = [trainer.weight(batch) for batch in group]
+            total, everywhere, anywhere, save, leave = self._agree(weights)  # AGREE
+            if not anywhere:
+                break
+            loss = updater.gradients(group, weights, total, everywhere)
+            guards.after_backward()
+            stepped = updater.update()
+            if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
+                updater.scheduler.step()
+            position.step += 1
+            self.unread.append(_Unread(position.step, loss, total, updater.norm, group))
+            if len(self.unread) >= trainer.log_every:
+                self._read()
+            elif len(self.unread) * size_bytes(group) > _KEPT_BYTES:
+                self.unread[-1].group = None
+            if save or leave:
+                self._save()
+                self._leave_if(leave)
+        self._read()
+
+    def _agree(self, weights: list[Any]) -> tuple[Any, bool, bool, bool, bool]:
+        """Return what the group weighs, whether every rank and any rank has batches, and what is
+        due behind the step: a checkpoint, leaving.
+        """
+        plan = self.plan
+        save = False
+        if plan.every_steps is not None:
+            save = (self.position.step + 1) % plan.every_steps == 0
+        if plan.every_s is not None:
+            save = save or time.monotonic() - self.saved_at >= plan.every_s
+        leave = self.sigterm.came
+        total: Any = weights[0] if len(weights) == 1 else sum(weights)
+        if self.ranks.size == 1:
+            return total, bool(weights), bool(weights), save, leave
+        mine = [float(total), float(not weights), float(bool(weights)), float(save), float(leave)]
+        total, without, having, saving, leaving = self.ranks.sum(mine)
+        # The clock of one rank may be ahead: all save when rank 0's, or any other's, says so.
+        return total, not without, having > 0, saving > 0, leaving > 0
+
+    def _read(self) -> None:
+        """Read the losses since the last time: WAITS for the device, once for all of them."""
+        if not self.unread:
+            return
+        trainer, position = self.trainer, self.position
+        unread, self.unread = self.unread, []
+        values = self.ranks.sum(torch.stack([u.loss for u in unread]).tolist())  # AGREE
+        for one, value in zip(unread, values, strict=True):
+            weight = float(one.weight)
+            position.loss += value * weight
+            position.weight += weight
+            self.history.add_step(one.step, position.epoch, loss=value)
+            self._check(one, value)
+        shown = {"loss": sum(values) / len(values)}
+        self.progress.step(len(unread), **shown)
+        trainer.log(shown, position.step, prefix="step_")
+        trainer.call("on_log", position.step, shown)
+
+    def _check(self, one: _Unread, loss: float) -> None:
+        guards = self.trainer.guards
+        if not math.isfinite(loss):
+            batch = next(
+                (b for b in one.group or [] if not _is_finite(b)), (one.group or [None])[0]
+            )
+            guards.check_loss(loss, step=one.step, inputs=batch, loader=self.train_loader)
+        elif one.norm is not None and guards.on:
+            guards.check_gradients(float(one.norm), step=one.step)
+
+    def _schedule_epoch(self, values: dict[str, float]) -> None:
+        scheduler = self.updater.scheduler
+        if scheduler is None or self.trainer.schedule_every == "step":
+            return
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(values.get("val_loss", values["loss"]))
+        else:
+            scheduler.step()
+
+    # ---- where batches come from
+
+    def _steps_of_epoch(self) -> int | None:
+        batches = _length(self.train_loader)
+        return None if batches is None else -(-batches // self.trainer.accumulate)
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        """Return the epoch's batches, or those that a resumed one has left."""
+        loader = self.train_loader
+        tell_epoch(loader, epoch)
+        saved, self.resumed = self.resumed, None
+        self.ended = saved is not None and saved["ended"]
+        if saved is not None and self.ended:
+            self._set_random(saved["random"])
+            return iter(())
+        if saved is not None and "epoch_start" in saved:
+            self._set_random(saved["epoch_start"])
+        if not _keeps_state(loader):
+            self.epoch_start = self._random()
+        batches: Iterator[Any] = iter(loader)
+        if saved is None:
+            return batches
+        if "epoch_start" in saved:
+            self.epoch_start = saved["epoch_start"]
+            for _ in islice(batches, self.position.batches):
+                pass  # a loader that cannot say where it stands makes them again
+        self._set_random(saved["random"])
+        return batches
+
+    def _random(self) -> dict[str, Any]:
+        generators = [g.get_state() for g in loader_generators(self.train_loader)]
+        return {"process": random_states(self.updater.device), "loader": generators}
+
+    def _set_random(self, states: dict[str, Any]) -> None:
+        set_random_states(states["process"], self.updater.device)
+        for generator, state in zip(
+            loader_generators(self.train_loader), states["loader"], strict=False
+        ):
+            generator.set_state(state)
+
+    # ---- checkpoints
+
+    def _save(self) -> None:
+        """Write a checkpoint; rank 0 does, with what the other ranks tell it. AGREE, WAITS."""
+        checkpoints, trainer, position = self.plan.checkpoints, self.trainer, self.position
+        if checkpoints is None or self.saved_as == (position.step, position.epoch):
+            return
+        self.saved_as = (position.step, position.epoch)
+        self._read()
+        mine: dict[str, Any] = {"random": self._random(), "batches": position.batches}
+        mine["ended"] = self.ended
+        for name, loader in (("loader", self.train_loader), ("validation", self.val_loader)):
+            if _keeps_state(loader):
+                mine[name] = loader.state_dict()
+        if position.batches and not _keeps_state(self.train_loader):
+            mine["epoch_start"] = self.epoch_start
+        everyone = [mine]
+        if self.ranks.size > 1:
+            everyone = [unpack(part) for part in self.ranks.gather(pack(mine))]
+        if self.ranks.rank == 0:
+            state = {"position": asdict(position), "ranks": everyone, **trainer.state_dict()}
+            state["history"] = self.history.state_dict()
+            model = self.updater.model.state_dict()
+            path = checkpoints.save(position.step, position.epoch, model, state)
+            if path is not None:
+                trainer.call("on_checkpoint", path)
+        self.ranks.wait()
+        self.saved_at = time.monotonic()
+
+    def _leave_if(self, leave: bool) -> None:
+        if not leave:
+            return
+        self._save()
+        assert self.plan.checkpoints is not None
+        self.progress.message(
+            f"SIGTERM: saved at step {self.position.step} in {self.plan.checkpoints.folder}; the "
+            f"same program goes on from there."
+        )
+        raise SystemExit(EXIT_CODE)
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint; without one, begin."""
+        checkpoints = self.plan.checkpoints
+        if checkpoints is None:
+            return
+        name = ""
+        if self.ranks.rank == 0:
+            checkpoints.clean()
+            name = checkpoints.newest() or ""
+        name = max(part.decode() for part in self.ranks.gather(name.encode()))  # rank 0's
+        if not name:
+            return
+        path = checkpoints.folder / name
+        if not self.plan.resume:
+            raise TrainingError(
+                f"{checkpoints.folder} holds checkpoints, and resume='never' would mix two runs. "
+                f"Give another checkpoint_dir, or remove this one."
+            )
+        model, state = load(path)
+        _load(path, "model", self.updater.model, model)
+        self.trainer.load_state_dict(state, path)
+        self.history.load_state_dict(state["history"])
+        self.position = Position(**state["position"])
+        self.saved_as = (self.position.step, self.position.epoch)
+        self._resume_rank(path, state["ranks"])
+
+    def _resume_rank(self, path: Path, everyone: list[dict[str, Any]]) -> None:
+        mine = everyone[self.ranks.rank if self.ranks.rank < len(everyone) else 0]
+        if self.position.batches and len(everyone) != self.ranks.size and "loader" not in mine:
+            raise StateError(
+                f"the checkpoint {path} was written within an epoch by {len(everyone)} ranks, and "
+                f"its loader cannot be divided among {self.ranks.size}. Start {len(everyone)}, or "
+                f"use headrace.DataLoader(..., shard='auto')."
+            )
+        for name, loader in (("loader", self.train_loader), ("validation", self.val_loader)):
+            if name in mine and _keeps_state(loader):
+                _load(path, name, loader, mine[name])
+        if self.ranks.rank < len(everyone):
+            self._set_random(mine["random"])
+        if self.position.batches:
+            self.position.batches = mine["batches"]
+            self.resumed = mine
+
+
+def _is_finite(batch: Any) -> bool:
+    floating = (t for t in leaves(batch) if isinstance(t, Tensor) and t.is_floating_point())
+    return all(bool(t.isfinite().all()) for t in floating)
+
+
+def _keeps_state(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _load(path: Path, name: str, holder: Any, state: Any) -> None:
+    try:
+        holder.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise StateError(
+            f"the checkpoint {path} does not fit this {name}: {error}\nGive another "
+            f"checkpoint_dir=, or make the {name} as it was."
+        ) from error

@@ -1,0 +1,135 @@
+"""Several processes that train one model: what they agree on, add up and tell each other.
+
+What is agreed on are numbers on the host, over gloo, so that no device has to be waited for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.utils.data as torch_data
+from torch import nn
+
+from headrace.errors import TrainingError
+
+
+class Ranks:
+    """This process among those of the run; alone, every method returns at once.
+
+    Args:
+        rank, size: which of how many.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self._group: Any = None
+        if size > 1 and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the sums of numbers over all ranks."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._group)
+        return total.tolist()
+
+    def gather(self, mine: bytes) -> list[bytes]:
+        """Return the bytes of every rank."""
+        if self.size == 1:
+            return [mine]
+        lengths = [
+            int(n) for n in self.sum([len(mine) * (r == self.rank) for r in range(self.size)])
+        ]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        everyone = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(everyone, padded, group=self._group)
+        return [bytes(t[:n].numpy()) for t, n in zip(everyone, lengths, strict=True)]
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        self.sum([0.0])
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all ranks; some ranks may have none.
+
+        For the rare step in which a rank has no batch: what DistributedDataParallel would wait for
+        never comes then.
+        """
+        used = self.sum([float(p.grad is not None) for p in parameters])
+        for parameter, count in zip(parameters, used, strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0: the running statistics that it will save."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def check_divided(self, loader: Any, name: str) -> None:
+        """Make sure that each rank gets a part of the data of its own.
+
+        Raises:
+            TrainingError: the loader gives every rank all of it, or is divided for other ranks.
+        """
+        if self.size == 1:
+            return
+        remedy = f"Write {name} = headrace.DataLoader(dataset, ..., shard='auto')."
+        if not isinstance(loader, torch_data.DataLoader):
+            self._cannot_see(f"{name} is a {type(loader).__name__}", remedy)
+            return
+        divided = _divided_among(loader)
+        if divided == self.size:
+            return
+        if divided is None and isinstance(loader.dataset, torch_data.IterableDataset):
+            self._cannot_see(f"{name} reads an IterableDataset without shard=", remedy)
+            return
+        what = "all of the data" if divided is None else f"one of {divided} parts"
+        raise TrainingError(
+            f"{name} gives each of the {self.size} ranks {what}, so that samples would count more "
+            f"than once. {remedy}"
+        )
+
+    def _cannot_see(self, what: str, remedy: str) -> None:
+        if self.rank == 0:
+            warnings.warn(
+                f"{what}: each of the {self.size} ranks has to get its own part of the data from "
+                f"it, and that cannot be seen from outside. {remedy}",
+                stacklevel=4,
+            )
+
+
+def _divided_among(loader: Any) -> int | None:
+    """Return among how many ranks a loader, or one of its samplers, is divided."""
+    shard = getattr(loader, "shard", None)
+    if shard == "auto":
+        return dist.get_world_size()
+    if shard is not None:
+        return int(shard[1])
+    batch_sampler = loader.batch_sampler
+    for sampler in (loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
+        replicas = getattr(sampler, "num_replicas", None)
+        if isinstance(replicas, int):
+            return replicas
+    return None
+
+
+def tell_epoch(loader: Any, epoch: int) -> None:
+    """Call ``set_epoch(epoch)`` on a loader and its samplers, wherever there is one."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None)
+    holders: tuple[Any, ...] = (loader, getattr(loader, "sampler", None), batch_sampler, inner)
+    told: list[Any] = []
+    for holder in holders:
+        if hasattr(holder, "set_epoch") and not any(holder is other for other in told):
+            holder.set_epoch(epoch)
+            told.append(holder)

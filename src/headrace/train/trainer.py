@@ -1,0 +1,358 @@
+"""The Trainer: what is trained, how, and the calls that do it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from headrace.errors import OptionError, StateError, TrainingError
+from headrace.extras import import_extra
+from headrace.train.batch import Weight, forward_any, to_device, weight_of
+from headrace.train.callbacks import Callback
+from headrace.train.checkpoint import Checkpoints
+from headrace.train.devices import launch
+from headrace.train.guards import Guards
+from headrace.train.history import History
+from headrace.train.loop import Fit, Plan
+from headrace.train.metrics import Metrics
+from headrace.train.oom_split import OnOom
+from headrace.train.outputs import joined
+from headrace.train.ranks import Ranks
+from headrace.train.update import Step, Updater
+
+
+class Trainer:
+    """Mini-batch training as it is written by hand, done right once.
+
+    Args:
+        model: any module. It is moved to the device.
+        loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch; a sum if it has
+            ``reduction="sum"``. May be left out where ``step=`` is given.
+        optimizer: holds the model's parameters.
+        scheduler: stepped after each step of the optimizer that was not skipped;
+            ``ReduceLROnPlateau`` after each epoch, with the validation loss.
+        metrics: of evaluations: a torchmetrics ``Metric`` or ``MetricCollection``, a function
+            ``(outputs, targets) -> mean over the batch``, a dict of these by name, or a list.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        precision: ``"bf16-mixed"`` and ``"16-mixed"`` compute in 16 bits where that is safe, and
+            keep the weights in 32; float16 with gradient scaling.
+        accumulate: batches whose gradients are added up for one step of the optimizer.
+        clip_norm: scale the gradients down to this norm where theirs is larger.
+        devices: how many to train on. Under torchrun there is one for each of its processes.
+        strategy: ``"auto"``, ``"ddp"`` or ``"ddp_find_unused_parameters_true"``.
+        callbacks: see `Callback`.
+        step: ``step(model, batch)`` returns the mean loss, instead of
+            ``loss_fn(model(inputs), targets)``.
+        weight: ``weight(batch)`` says how much a batch counts in losses, metrics and accumulated
+            gradients. By default what a mean loss divides by: its samples, or for cross-entropy
+            the targets that are not ignored.
+        schedule_every: ``"step"``, or ``"epoch"`` for a scheduler that counts epochs.
+        log_every: steps after which the losses since the last time are read from the device.
+        logger: a folder for TensorBoard, or any of Lightning Fabric's loggers.
+        guards: look for the usual mistakes, see the guide; False for none.
+        on_oom: ``"error"``, or ``"split"`` a batch that does not fit into the device's memory.
+        progress: show it; ``"auto"`` shows bars on a terminal and in notebooks, lines elsewhere.
+
+    Raises:
+        OptionError: a value that cannot be.
+        MissingExtraError: ``headrace[train]`` is not installed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+        metrics: Any = None,
+        device: str = "auto",
+        precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        devices: int = 1,
+        strategy: str = "auto",
+        callbacks: Sequence[Callback] = (),
+        step: Step | None = None,
+        weight: Weight | None = None,
+        schedule_every: Literal["step", "epoch"] = "step",
+        log_every: int = 10,
+        logger: Any = None,
+        guards: bool = True,
+        on_oom: OnOom = "error",
+        progress: bool | Literal["auto"] = "auto",
+    ) -> None:
+        _check_training(model, loss_fn, optimizer, step)
+        assert optimizer is not None
+        if step is not None and metrics is not None:
+            raise OptionError(
+                "metrics need outputs and targets, which step= keeps to itself. Write "
+                "Trainer(model, loss_fn, optimizer, metrics=...)."
+            )
+        if schedule_every not in ("step", "epoch"):
+            raise OptionError(f"schedule_every={schedule_every!r}: write 'step' or 'epoch'.")
+        self.accumulate = _count("accumulate", accumulate)
+        self.log_every = _count("log_every", log_every)
+        fabric = launch(device, devices, precision, strategy)
+        self.ranks = Ranks(fabric.global_rank, fabric.world_size)
+        self.device = fabric.device
+        self.model = model
+        self.weight = weight or weight_of(loss_fn)
+        plateau = isinstance(scheduler, ReduceLROnPlateau)
+        self.schedule_every = "epoch" if plateau else schedule_every
+        self.progress = progress
+        self.stopping = False
+        self.guards = Guards.off()
+        if guards:
+            forward = partial(forward_any, model, self.device)
+            self.guards = Guards(
+                model, loss_fn, optimizer, forward=forward, scaled=precision == "16-mixed"
+            )
+        self.updater = Updater(
+            fabric=fabric,
+            model=model,
+            loss_fn=loss_fn,
+            step=step,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            clip_norm=clip_norm,
+            on_oom=on_oom,
+            weight=self.weight,
+            guards=self.guards,
+            ranks=self.ranks,
+        )
+        self._metrics = Metrics(metrics, self.device)
+        self._callbacks = tuple(callbacks)
+        self._logger = _logger(logger)
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        epochs: int = 1,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        resume: Literal["auto", "never"] = "auto",
+        *,
+        checkpoint_every_steps: int | None = None,
+        checkpoint_every_s: float | None = None,
+        keep: int = 3,
+    ) -> History:
+        """Train, and validate after each epoch.
+
+        Args:
+            train_loader: headrace's loader, torch's, or any iterable of batches.
+            val_loader: evaluated after each epoch.
+            epochs: how many in all, those before a checkpoint that is resumed included.
+            checkpoint_dir: where checkpoints are written, after each epoch and at the end.
+            resume: ``"auto"`` goes on from the newest whole checkpoint in ``checkpoint_dir``;
+                ``"never"`` begins, and refuses a folder that holds one.
+            checkpoint_every_steps: write one every so many steps of the optimizer, instead of
+                after each epoch.
+            checkpoint_every_s: the same in seconds.
+            keep: how many of them to keep.
+
+        Returns:
+            the losses of all steps, and the values of all epochs.
+
+        Raises:
+            TrainingError: the training cannot be right, or went wrong; the text says what to do.
+            StateError: a checkpoint does not fit.
+            SystemExit: with code 143, after SIGTERM, once a checkpoint is written.
+        """
+        if resume not in ("auto", "never"):
+            raise OptionError(f"resume={resume!r}: write resume='auto' or resume='never'.")
+        _count("epochs", epochs)
+        if checkpoint_every_steps is not None:
+            _count("checkpoint_every_steps", checkpoint_every_steps)
+        folder = checkpoint_dir
+        checkpoints = None if folder is None else Checkpoints(folder, _count("keep", keep))
+        plan = Plan(
+            epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s
+        )
+        self.ranks.check_divided(train_loader, "train_loader")
+        if val_loader is not None:
+            self.ranks.check_divided(val_loader, "val_loader")
+        self.guards.before_fit(train_loader, val_loader)
+        self.stopping = False
+        with self._mode(training=True):
+            return Fit(self, train_loader, val_loader, plan).run()
+
+    def stop(self) -> None:
+        """End the training behind the present epoch; for callbacks."""
+        self.stopping = True
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the mean loss over all samples of a loader, and the metrics.
+
+        In evaluation mode and without gradients; the model's modes are put back. On several ranks
+        each one evaluates its part, and all get the values of the whole.
+
+        Raises:
+            TrainingError: the loader gave no batch.
+        """
+        self.ranks.check_divided(loader, "loader")
+        self.ranks.share_buffers(self.model)
+        return self.run_evaluation(loader, lambda: None)
+
+    def run_evaluation(
+        self, loader: Iterable[Any], after_batch: Callable[[], None]
+    ) -> dict[str, float]:
+        """Evaluate, and call ``after_batch()`` after each batch."""
+        kind = torch.float32 if self.device.type == "mps" else torch.float64  # which has no 64
+        total = torch.zeros((), dtype=kind, device=self.device)
+        weights: Any = 0.0
+        self._metrics.reset()
+        with self._mode(training=False), torch.inference_mode():
+            for batch in loader:
+                weight = self.weight(batch)
+                moved = to_device(batch, self.device)
+                loss, outputs, targets = self.updater.loss_of(self.model, moved)
+                total += loss.to(kind) * (1 if self.updater.summed else weight)
+                weights = weights + weight
+                self._metrics.update(outputs, targets, weight)
+                after_batch()
+        loss_sum, weight_sum = self.ranks.sum([total.item(), float(weights)])
+        if not weight_sum:
+            raise TrainingError("the loader gave no batch: there is nothing to evaluate.")
+        return {"loss": loss_sum / weight_sum, **self._metrics.compute()}
+
+    def predict(self, loader: Iterable[Any], *, join: bool = True) -> Any:
+        """Return the model's outputs for all batches, in the loader's order, on the CPU.
+
+        Args:
+            loader: its batches may have targets or not. Under torchrun each rank predicts all of
+                it: give one without ``shard=``.
+            join: put the batches' outputs together, each tensor along its first dimension; False
+                for a list with the outputs of each batch.
+
+        Raises:
+            TrainingError: the loader is divided among ranks, or the outputs do not fit together.
+        """
+        if self.ranks.size > 1 and getattr(loader, "shard", None) is not None:
+            raise TrainingError(
+                "predict returns all outputs in the loader's order, and this loader is divided "
+                "among the ranks. Write predict(DataLoader(dataset, ...)) without shard=."
+            )
+        found = []
+        with self._mode(training=False), torch.inference_mode():
+            for batch in loader:
+                with self.updater.precision.forward_context():
+                    outputs = forward_any(self.model, self.device, batch)
+                found.append(to_device(self.updater.precision.convert_output(outputs), _CPU))
+        return joined(found) if join else found
+
+    # ---- what the loop asks for
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a method of all callbacks."""
+        for callback in self._callbacks:
+            getattr(callback, hook)(self, *arguments)
+
+    def log(self, values: dict[str, float], step: int, prefix: str = "") -> None:
+        """Hand values to the logger, on rank 0."""
+        if self._logger is not None and self.ranks.rank == 0:
+            named = {prefix + name: value for name, value in values.items()}
+            self._logger.log_metrics(named, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all but the model: part of a checkpoint."""
+        scheduler = self.updater.scheduler
+        return {
+            "optimizer": self.updater.optimizer.state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+            "precision": self.updater.precision.state_dict(),
+            "callbacks": [c.state_dict() for c in self._callbacks if hasattr(c, "state_dict")],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
+        """Put them back.
+
+        Raises:
+            StateError: they do not fit.
+        """
+        callbacks = [c for c in self._callbacks if hasattr(c, "load_state_dict")]
+        scheduler = self.updater.scheduler
+        if len(callbacks) != len(state["callbacks"]) or (scheduler is None) != (
+            state["scheduler"] is None
+        ):
+            raise StateError(
+                f"the checkpoint {path} was written with "
+                f"{'no' if state['scheduler'] is None else 'a'} scheduler and "
+                f"{len(state['callbacks'])} callbacks that have a state; this Trainer has "
+                f"{'no' if scheduler is None else 'a'} scheduler and {len(callbacks)}. "
+                f"Make it as it was, or give another checkpoint_dir."
+            )
+        try:
+            self.updater.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise StateError(
+                f"the checkpoint {path} does not fit this optimizer: {error}"
+            ) from error
+        if scheduler is not None:
+            scheduler.load_state_dict(state["scheduler"])
+        if state["precision"]:
+            self.updater.precision.load_state_dict(state["precision"])
+        for callback, saved in zip(callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+
+    @contextmanager
+    def _mode(self, training: bool) -> Iterator[None]:
+        """Put the model into training or evaluation mode, and each of its parts back after it.
+
+        A model in training mode is left as it is: parts of it may be frozen on purpose.
+        """
+        before = [(module, module.training) for module in self.model.modules()]
+        if not (training and self.model.training):
+            self.model.train(training)
+        try:
+            yield
+        finally:
+            for module, was in before:
+                module.training = was
+
+
+_CPU = torch.device("cpu")
+
+
+def _check_training(model: Any, loss_fn: Any, optimizer: Any, step: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module. Write "
+            f"Trainer(model, loss_fn, optimizer)."
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptionError(
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Write "
+            f"Trainer(model, loss_fn, torch.optim.Adam(model.parameters()))."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError(
+            "LBFGS computes the loss several times a step, which this loop does not. Write your "
+            "own loop with headrace.train.train_epoch."
+        )
+    if (loss_fn is None) == (step is None):
+        raise OptionError(
+            "exactly one of loss_fn and step= says how the loss is computed. Write Trainer(model, "
+            "loss_fn, optimizer), or Trainer(model, None, optimizer, step=step)."
+        )
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name}={value!r} is no count. Write {name}=1, or more.")
+    return value
+
+
+def _logger(logger: Any) -> Any:
+    if isinstance(logger, (str, os.PathLike)):
+        loggers = import_extra("lightning_fabric.loggers", "train")
+        return loggers.TensorBoardLogger(root_dir=logger, name="", version="")
+    return logger
