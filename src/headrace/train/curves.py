@@ -53,7 +53,7 @@ def draw(steps: Rows, epochs: Rows, path: str | os.PathLike[str]) -> None:
 
 
 def panels_of(epochs: Rows) -> dict[str, list[str]]:
-    """Return which values share a panel: ``train_x``, ``val_x`` and ``x`` do. Times are left out."""
+    """Return which values share a panel: ``train_x``, ``val_x`` and ``x`` do; times have none."""
     groups: dict[str, list[str]] = {}
     for key in keys_of(epochs):
         if key == "seconds" or key.endswith("_s"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from headrace.errors import OptionError, OutOfMemoryError, TrainingWarning
+from headrace.errors import OptionError, OutOfMemoryError
 from headrace.oom import batch_rows, is_out_of_memory, release_memory, split_rows
 from headrace.train.guards.batch_norm import training_batch_norms
+from headrace.train.guards.finding import warn
 
 _T = TypeVar("_T")
 
@@ -94,10 +94,9 @@ class OomSplit:
         if self._ranks > 1 or len(sizes) < len(rows) or not sizes:
             self._clear()
             raise OutOfMemoryError(_no_way_text(text, sizes, self._ranks))
-        if saved is not None:
-            return self._run_smaller(attempt, pieces, max(sizes), text, saved)
-        self._probe(attempt, pieces, max(sizes), text)
-        raise AssertionError("unreachable")
+        if saved is None:
+            self._probe(attempt, pieces, max(sizes), text)
+        return self._run_smaller(attempt, pieces, max(sizes), text, saved)
 
     def _run_smaller(
         self,
@@ -116,18 +115,16 @@ class OomSplit:
         if found is None:
             self._clear()
             raise OutOfMemoryError(_one_sample_text(text, rows))
-        warnings.warn(
+        warn(
             f"out of memory in a batch of {rows} samples ({_first_line(text)}): from here on "
             f"batches are cut into pieces of at most {limit}, and the gradients accumulated to "
-            f"the same mean. Layers that draw random numbers draw others than they would have.",
-            TrainingWarning,
-            stacklevel=4,
+            f"the same mean. Layers that draw random numbers draw others than they would have."
         )
         return found[0]
 
     def _probe(
         self, attempt: Callable[[list[Any]], _T], batches: list[Any], rows: int, text: str
-    ) -> None:
+    ) -> NoReturn:
         """Find a batch size that runs, by halving, and raise the error that names it."""
         saved, buffers = self._random_state(), self._buffers()
         fits = rows

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch.distributed
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from headrace.train.guards.finding import Finding, listing, tell
+from headrace.train.guards.finding import Finding, tell
 from headrace.train.guards.loaders import (
     check_validation,
     check_waiting,
     foretell_batch_norm,
     waited_s,
 )
-from headrace.train.guards.losses import NAMES, check_loss_call, check_shapes, known_loss
+from headrace.train.guards.losses import NAMES, check_loss_call, check_shapes
 from headrace.train.guards.nonfinite import describe_source, name_of
 from headrace.train.guards.parameters import (
+    check_nonfinite_gradients,
     check_optimizer,
     check_without_gradient,
     nonfinite_gradients,
@@ -30,6 +31,7 @@ from headrace.train.guards.parameters import (
 
 CHECKED_BATCHES = 3
 CHECKED_BACKWARDS = 10
+_NOTHING = nullcontext()
 
 
 class Guards:
@@ -57,7 +59,8 @@ class Guards:
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._forward, self._scaled = forward, scaled
         self._told: set[str] = set()
-        self._batches = self._backwards = 0
+        self._batches = CHECKED_BATCHES  # that are still to be looked at
+        self._backwards = 0
         self._without: set[str] | None = None
         self._hooks: list[Any] = []
         self._waited: float | None = None
@@ -66,7 +69,7 @@ class Guards:
     def off(cls) -> Self:
         """Return guards that do nothing."""
         guards = cls(None, None, None)
-        guards.on = False
+        guards.on, guards._batches = False, 0
         return guards
 
     def _tell(self, finding: Finding | None) -> None:
@@ -87,34 +90,23 @@ class Guards:
             self._hooks = foretell_batch_norm(self._model, train_loader, self._tell)
         self._waited = waited_s(train_loader)
 
-    def check_outputs(self, outputs: Any, targets: Any) -> None:
-        """Check what a known loss function is about to be given, in the first batches."""
-        if not self.on or self._batches >= CHECKED_BATCHES:
-            return
-        self._batches += 1
-        self._remove_hooks()
-        known = known_loss(self._loss_fn)
-        if known is not None:
-            self._tell(check_loss_call(known[0], outputs, targets, known[1], self._model))
-
-    @contextmanager
-    def watch_loss(self, outputs: Any = None, targets: Any = None) -> Iterator[None]:
+    def watch_loss(self, outputs: Any = None, targets: Any = None) -> AbstractContextManager[Any]:
         """Check every loss function of torch that runs inside, in the first batches.
 
-        So lambdas, functions of one's own and whole steps are seen too.
+        They are seen wherever they are called: in modules, lambdas, functions of one's own, whole
+        steps. After the first batches this is an empty context.
 
         Args:
             outputs: the model's outputs, if they are known: their difference to ``targets``, as in
                 a loss written by hand, is looked at too.
             targets: the batch's targets.
         """
-        if not self.on or self._batches >= CHECKED_BATCHES:
-            yield
-            return
-        self._batches += 1
-        with _Watch(self._model, self._tell, outputs, targets):
-            yield
-        self._remove_hooks()
+        if self._batches == 0:
+            return _NOTHING
+        self._batches -= 1
+        if not self._batches:
+            self._remove_hooks()
+        return _Watch(self._model, self._tell, outputs, targets)
 
     def after_backward(self) -> None:
         """Look for parameters without a gradient, in the first backward passes."""
@@ -123,6 +115,9 @@ class Guards:
         if self._model is None or self._optimizer is None:
             return
         self._backwards += 1
+        if not self._scaled:
+            names = nonfinite_gradients(self._model)
+            self._tell(check_nonfinite_gradients(names, f"in step {self._backwards}"))
         now = without_gradient(self._model, self._optimizer)
         self._without = now if self._without is None else self._without & now
         # Among several processes the next step of one that misses gradients fails.
@@ -136,41 +131,49 @@ class Guards:
             self._tell(check_without_gradient(self._without, self._model, steps))
         self._without = None
 
-    def check_loss(self, loss_value: float, *, step: int, inputs: Any, loader: Any) -> None:
+    def check_loss(
+        self,
+        loss_value: float,
+        *,
+        step: int,
+        inputs: Any,
+        loader: Any = None,
+        indices: Sequence[Any] | None = None,
+        updated: bool = False,
+    ) -> None:
         """Find where a loss that is not finite comes from.
 
         Args:
             loss_value: the loss as a number.
             step: the step it belongs to, for the text.
-            inputs: what the model was given in that step.
-            loader: where the batch came from.
+            inputs: the batch of that step, None if it is not known any more.
+            loader: it gave that batch last, and may know the dataset indices of its samples.
+            indices: these indices, where they are known already.
+            updated: the optimizer has stepped since.
 
         Raises:
             TrainingError: it is not finite.
         """
         if not self.on or math.isfinite(loss_value):
             return
-        source = describe_source(self._model, inputs, loader, self._forward)
+        last = getattr(loader, "last_indices", None)
+        if indices is None and last is not None:
+            indices = last()
+        model = None if updated else self._model
+        source = describe_source(model, inputs, indices, self._forward)
         text = f"the loss is {name_of(loss_value)} at step {step:,}. {source}"
         self._tell(Finding("loss", text, is_error=not self._scaled))
 
-    def check_gradients(self, norm: float, *, step: int | None = None) -> None:
-        """Find the parameters whose gradients are not finite.
+    def check_gradients(self, norm: float, *, step: int) -> None:
+        """Say that the norm of a step's gradients is not finite.
 
         Raises:
-            TrainingError: the norm is not finite, and gradients are not scaled.
+            TrainingError: so it is, and gradients are not scaled.
         """
         if not self.on or self._scaled or math.isfinite(norm):
             return
         names = [] if self._model is None else nonfinite_gradients(self._model)
-        at = "" if step is None else f" at step {step:,}"
-        text = (
-            f"the gradient's norm is {name_of(norm)}{at}, and the loss is finite: the backward "
-            f"pass makes it, in {listing(names) if names else 'the sum over all parameters'}. Look "
-            f"for sqrt, norm, log, a division or a power at 0: torch.autograd.set_detect_anomaly"
-            f"(True) names the operation."
-        )
-        self._tell(Finding("gradient", text, is_error=True))
+        self._tell(check_nonfinite_gradients(names or ["all"], f"at step {step:,}"))
 
     def after_epoch(self, loader: Any, seconds: float) -> None:
         """Check how long an epoch of ``seconds`` waited for its batches."""

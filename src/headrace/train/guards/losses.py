@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,6 @@ NAMES: dict[Callable[..., Any], str] = {
     functional.cross_entropy: "CrossEntropyLoss",
     functional.nll_loss: "NLLLoss",
 }
-_MODULES: dict[Callable[..., Any], Callable[..., Any]] = {
-    getattr(nn, name).forward: function for function, name in NAMES.items()
-}
 _CLASSES = {functional.cross_entropy, functional.nll_loss}
 _STRICT_TYPES = {functional.binary_cross_entropy, functional.huber_loss}
 
@@ -48,24 +44,6 @@ _VIEWS = (
     *("ToCopy", "Slice", "Select", "Clone", "Expand", "Index", "Unbind", "Mt"),
 )
 _OPS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "log_softmax"}
-
-
-def known_loss(loss_fn: Any) -> tuple[Callable[..., Any], dict[str, Any]] | None:
-    """Return the function of ``torch.nn.functional`` behind a loss, and its options; or None.
-
-    Known are the functions themselves, partials of them, and modules of ``torch.nn`` and their
-    subclasses that keep ``forward``.
-    """
-    if isinstance(loss_fn, partial):
-        inner = known_loss(loss_fn.func)
-        return None if inner is None or loss_fn.args else (inner[0], inner[1] | loss_fn.keywords)
-    if isinstance(loss_fn, nn.Module):
-        function = _MODULES.get(type(loss_fn).forward)
-        return None if function is None else (function, vars(loss_fn))
-    try:
-        return (loss_fn, {}) if loss_fn in NAMES else None
-    except TypeError:  # a callable that cannot be hashed
-        return None
 
 
 def check_loss_call(
@@ -203,7 +181,8 @@ def _probabilities(
         found = op in ("softmax", "sigmoid") or _rows_sum_to_one(outputs)
     elif function is functional.binary_cross_entropy_with_logits:
         own, layer = "sigmoid", "nn.Sigmoid"
-        found = op in ("softmax", "sigmoid") or (op == "unknown" and _ends_in_sigmoid(model))
+        guessed = op == "unknown" and _ends_in_sigmoid(model) and _between_0_and_1(outputs)
+        found = op in ("softmax", "sigmoid") or guessed
     else:
         return None
     if not found:
@@ -344,6 +323,11 @@ def final_op(outputs: Tensor) -> str | None:
 
 def _ends_in_sigmoid(model: Any) -> bool:
     return isinstance(model, nn.Module) and isinstance(list(model.modules())[-1], nn.Sigmoid)
+
+
+def _between_0_and_1(values: Tensor) -> bool:
+    low, high = _range(values)
+    return low >= 0 and high <= 1
 
 
 def _rows_sum_to_one(outputs: Tensor) -> bool:

@@ -22,58 +22,74 @@ def name_of(value: float) -> str:
 
 
 def describe_source(
-    model: nn.Module | None, inputs: Any, loader: Any, forward: Callable[[Any], Any] | None
+    model: nn.Module | None,
+    batch: Any,
+    indices: Sequence[Any] | None,
+    forward: Callable[[Any], Any] | None,
 ) -> str:
-    """Return where a loss that is not finite comes from, and the line to write."""
-    data = _describe_data(inputs, loader)
+    """Return where a loss that is not finite comes from, and the line to write.
+
+    Args:
+        model: as it made the loss; None where it is not so any more.
+        batch: what it was given; None if it is not known.
+        indices: the dataset indices of the batch's samples.
+        forward: runs the model on a batch, if that is not ``model(batch)``.
+    """
+    data = _describe_data(batch, indices)
     if data is not None:
         return data
-    if model is None:
-        return _FINITE_DATA + _CALM
+    if model is None or batch is None:
+        seen = "" if batch is None else "The batch is finite. "
+        return (
+            f"{seen}The weights have moved on since, so that the layer cannot be told: write "
+            f"Trainer(..., log_every=1) to find it. {_CALM}"
+        )
     weights = nonfinite_parameters(model)
     if weights:
         return (
-            f"The weights are not finite already ({listing(weights)}): an earlier step, after the "
-            f"last loss that was read, made them so. {_CALM}"
+            f"The batch is finite, and the weights are not ({listing(weights)}): the step before "
+            f"made them so. {_CALM}"
         )
-    layer = first_nonfinite_layer(model, inputs, forward)
+    layer = first_nonfinite_layer(model, batch, forward)
     if layer is not None:
-        return f"{_FINITE_DATA}The first layer that makes it is {layer}. {_CALM}"
+        return (
+            f"The batch and the weights are finite: the first layer that makes it is {layer}. Look "
+            f"there for log, sqrt, exp or a division. {_CALM}"
+        )
     return (
-        f"{_FINITE_DATA}The model's outputs are finite too: the loss function makes it. Look there "
-        f"for log(0), a division by 0 or a sqrt at 0, and write .clamp(min=1e-8) before it; or "
-        f"look for targets outside its range."
+        "The batch and the model's outputs are finite: the loss function makes it. Look there "
+        "for log(0), a division by 0 or a sqrt at 0, and write .clamp(min=1e-8) before it; or "
+        "look for targets outside its range."
     )
 
 
-_FINITE_DATA = "The inputs are finite. "
-_CALM = "Write Trainer(..., clip_norm=1.0), or a smaller learning rate."
+_CALM = (
+    "Where it grew without bounds, write a smaller learning rate, or Trainer(..., clip_norm=1.0)."
+)
 
 
-def _describe_data(inputs: Any, loader: Any) -> str | None:
-    for path, leaf in _tensors(inputs, ()):
+def _describe_data(batch: Any, indices: Sequence[Any] | None) -> str | None:
+    for path, leaf in _tensors(batch, ()):
         if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.layout != torch.strided:
             continue
         values = leaf.detach()
         bad = ~values.isfinite()
         if not bool(bad.any()):
             continue
-        where = format_path(path).replace("sample", "inputs", 1)
+        where = format_path(path).replace("sample", "batch", 1)
         kind = "nan" if bool(values.isnan().any()) else "inf"
         rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if bad.ndim else []
         return (
-            f"The data holds {kind}: {where}{_describe_rows(rows, loader)}. Leave these samples "
+            f"The data holds {kind}: {where}{_describe_rows(rows, indices)}. Leave these samples "
             f"out, or write torch.nan_to_num(x) in the dataset."
         )
     return None
 
 
-def _describe_rows(rows: list[int], loader: Any) -> str:
+def _describe_rows(rows: list[int], indices: Sequence[Any] | None) -> str:
     if not rows:
         return ""
     text = f", {'row' if len(rows) == 1 else 'rows'} {_numbers(rows)} of the batch"
-    last = getattr(loader, "last_indices", None)
-    indices = None if last is None else last()
     if indices is not None and rows[-1] < len(indices):
         found = [indices[row] for row in rows]
         text += f" (dataset {'index' if len(rows) == 1 else 'indices'} {_numbers(found)})"
@@ -100,7 +116,7 @@ def _tensors(
 
 
 def first_nonfinite_layer(
-    model: nn.Module, inputs: Any, forward: Callable[[Any], Any] | None = None
+    model: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
 ) -> str | None:
     """Run the model once more and return the first module whose output is not finite.
 
@@ -124,7 +140,7 @@ def first_nonfinite_layer(
     try:
         devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
         with torch.no_grad(), torch.random.fork_rng(devices):
-            (forward or model)(inputs)
+            (forward or model)(batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -89,6 +89,19 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
     ]
 
 
+def check_nonfinite_gradients(names: list[str], when: str) -> Finding | None:
+    """Return the finding for parameters whose gradients are not finite."""
+    if not names:
+        return None
+    return Finding(
+        "gradient",
+        f"the gradient is not finite {when}, though the loss is: the backward pass makes it, in "
+        f"{listing(names)}. Look for sqrt, norm, log, a division or a power at 0, and write "
+        f".clamp(min=1e-8) before it: torch.autograd.set_detect_anomaly(True) names the operation.",
+        is_error=True,
+    )
+
+
 def nonfinite_parameters(model: nn.Module) -> list[str]:
     """Return the parameters that are not finite."""
     return [n for n, p in model.named_parameters() if not bool(p.detach().isfinite().all())]
