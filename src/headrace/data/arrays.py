@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
+from headrace.data.array_files import (
+    Guarded,
+    MapMode,
+    map_under,
+    open_npy,
+    open_npz,
+    open_safetensors,
+)
 from headrace.data.compose import Source
+from headrace.data.files import PathLike
 from headrace.data.gather import Array, Gatherer, columns, memory_file
 from headrace.errors import ArrayMismatchError, ArrayTypeError
-from headrace.tree import TORCH_DTYPES
+from headrace.tree import NUMPY_DTYPES, TORCH_DTYPES
 
-MapMode: TypeAlias = Literal["r", "r+", "c"]
-Path: TypeAlias = str | os.PathLike[str]
 Arrays: TypeAlias = Array | Sequence[Array] | Mapping[str, Array]
-Paths: TypeAlias = Path | Sequence[Path] | Mapping[str, Path]
+Paths: TypeAlias = PathLike | Sequence[PathLike] | Mapping[str, PathLike]
 
 
 class ArrayDataset(Source):
@@ -24,7 +32,8 @@ class ArrayDataset(Source):
 
     Args:
         arrays: one array, a tuple or list of them, or a dict of them, each of shape
-            ``(samples, ...)``. A sample is a row, a tuple of rows, or a dict of rows.
+            ``(samples, ...)``. A sample is a row, a tuple of rows, or a dict of rows. Tensors only
+            of types that NumPy has not (bfloat16, float8).
         more: further arrays: ``ArrayDataset(x, y)`` is ``ArrayDataset((x, y))``.
 
     Raises:
@@ -37,8 +46,7 @@ class ArrayDataset(Source):
 
     def __init__(self, arrays: Arrays, *more: Array) -> None:
         self.arrays = _tree((arrays, *more) if more else arrays)
-        self._paths: Paths | None = None
-        self._mmap_mode: MapMode = "r"
+        self._open: Callable[[], Any] | None = None
         sources = _leaves(self.arrays)
         for name, array in sources.items():
             _check(name, array)
@@ -53,7 +61,7 @@ class ArrayDataset(Source):
         self._files = _in_files(self.arrays)
 
     @classmethod
-    def from_npy(cls, paths: Paths, *more: Path, mmap_mode: MapMode = "r") -> ArrayDataset:
+    def from_npy(cls, paths: Paths, *more: PathLike, mmap_mode: MapMode = "r") -> ArrayDataset:
         """Open ``.npy`` files as memory maps: nothing is read before a sample is.
 
         Args:
@@ -63,10 +71,48 @@ class ArrayDataset(Source):
 
         Pickling the dataset (for worker processes that are spawned) pickles the paths.
         """
-        named: Any = (paths, *more) if more else paths
-        dataset = cls(_open_all(named, mmap_mode))
-        dataset._paths = named
-        dataset._mmap_mode = mmap_mode
+        return cls._opened(partial(open_npy, (paths, *more) if more else paths, mmap_mode))
+
+    @classmethod
+    def from_npz(cls, path: PathLike, names: Sequence[str] | None = None) -> ArrayDataset:
+        """Open the arrays of an ``.npz`` archive; a sample is a dict of their rows.
+
+        Arrays that are stored (:func:`numpy.savez`) are memory-mapped where they stand in the
+        archive, without looking at its checksums. Compressed ones (:func:`numpy.savez_compressed`)
+        are read into memory, once in each process that unpickles the dataset.
+
+        Args:
+            path: the archive.
+            names: which arrays, in which order; None is all of them.
+
+        Raises:
+            SourceError: it is no such archive, or it is damaged.
+            ArrayTypeError: an array of Python objects, which are never unpickled.
+            MissingColumnError: a name that it does not have.
+        """
+        return cls._opened(partial(open_npz, path, names))
+
+    @classmethod
+    def from_safetensors(cls, path: PathLike, names: Sequence[str] | None = None) -> ArrayDataset:
+        """Open the tensors of a ``.safetensors`` file; a sample is a dict of their rows.
+
+        They are memory-mapped, as NumPy arrays, or as torch tensors where NumPy has no such type
+        (bfloat16, float8). It takes no library.
+
+        Args:
+            path: the file.
+            names: which tensors, in which order; None is all of them.
+
+        Raises:
+            SourceError: it is no such file, or it is damaged.
+            MissingColumnError: a name that it does not have.
+        """
+        return cls._opened(partial(open_safetensors, path, names))
+
+    @classmethod
+    def _opened(cls, open_files: Callable[[], Any]) -> ArrayDataset:
+        dataset = cls(open_files())
+        dataset._open = open_files
         return dataset
 
     def __len__(self) -> int:
@@ -85,19 +131,21 @@ class ArrayDataset(Source):
 
     def __gather__(self) -> Gatherer | None:
         """Join the gather protocol."""
-        return columns(self.arrays)
+        gatherer = columns(self.arrays)
+        tensors = any(isinstance(a, torch.Tensor) for a in _leaves(self.arrays).values())
+        return Guarded(gatherer, self._files) if gatherer and tensors else gatherer
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths of opened files, not what they hold."""
         state = {k: v for k, v in self.__dict__.items() if k != "_files"}
-        if self._paths is not None:
+        if self._open is not None:
             del state["arrays"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._paths is not None:
-            self.arrays = _tree(_open_all(self._paths, self._mmap_mode))
+        if self._open is not None:
+            self.arrays = _tree(self._open())
         self._files = _in_files(self.arrays)
 
 
@@ -108,7 +156,8 @@ def _tree(arrays: Any) -> Any:
 
 
 def _in_files(arrays: Any) -> list[Array]:
-    return [a for a in _leaves(arrays).values() if memory_file(a) is not None]
+    maps = [map_under(array) for array in _leaves(arrays).values()]
+    return [array for array in maps if array is not None]
 
 
 def _leaves(arrays: Any) -> dict[str, Any]:
@@ -120,6 +169,8 @@ def _leaves(arrays: Any) -> dict[str, Any]:
 
 
 def _check(name: str, array: Any) -> None:
+    if isinstance(array, torch.Tensor) and array.dtype not in NUMPY_DTYPES and array.ndim:
+        return
     if not isinstance(array, np.ndarray):
         kind = type(array).__name__
         line = "TensorDataset(x)" if kind == "Tensor" else "ArrayDataset(np.asarray(x))"
@@ -136,38 +187,3 @@ def _check(name: str, array: Any) -> None:
             f"{name} has dtype {array.dtype}, which no tensor can hold. Give it one that torch "
             f"knows: x.astype(np.float32)."
         )
-
-
-def _open_all(paths: Any, mmap_mode: MapMode) -> Any:
-    if isinstance(paths, Mapping):
-        return {key: _open(path, mmap_mode) for key, path in paths.items()}
-    if isinstance(paths, (str, os.PathLike)):
-        return _open(paths, mmap_mode)
-    return tuple(_open(path, mmap_mode) for path in paths)
-
-
-def _open(path: Path, mmap_mode: MapMode) -> Array:
-    try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        if _is_npy(path) and "object" in str(error).lower():
-            raise ArrayTypeError(
-                f"{os.fspath(path)} holds Python objects, which would have to be unpickled. "
-                f"Save a numeric array: np.save(path, x.astype(np.float32))."
-            ) from error
-        raise ValueError(
-            f"{os.fspath(path)} is no .npy file that can be read ({error}). "
-            f"Write it again: np.save(path, array)."
-        ) from error
-    if not isinstance(array, np.ndarray):  # an .npz archive
-        array.close()
-        raise ArrayTypeError(
-            f"{os.fspath(path)} is an archive of arrays, which cannot be mapped. Save each as "
-            f".npy, or read it whole: ArrayDataset(dict(np.load(path)))."
-        )
-    return array
-
-
-def _is_npy(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(6) == b"\x93NUMPY"

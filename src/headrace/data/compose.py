@@ -6,7 +6,9 @@ The other ways to compose are torch's own and work on every source: ``Subset``, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self, TypeAlias
 
@@ -16,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from headrace.data.gather import Gatherer, IndexArray, find_gatherer
 from headrace.data.progress import Progress
 from headrace.errors import SampleIndexError
-from headrace.rng import BorrowedGenerators, ProcessGenerators
+from headrace.rng import BorrowedGenerators, ProcessGenerators, begin_task, end_task
 
 Function: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], object]
@@ -79,7 +81,7 @@ class MappedDataset(Source):
         return [_call(self.fn, sample, index) for index, sample in samples]
 
     def __repr__(self) -> str:
-        return f"{_name(self.dataset)}.map({_name(self.fn)})"
+        return f"{name_of(self.dataset)}.map({name_of(self.fn)})"
 
 
 class FilteredDataset(Source):
@@ -112,15 +114,11 @@ class FilteredDataset(Source):
     def _find(self) -> IndexArray:
         length = len(self.dataset)  # type: ignore[arg-type]
         kept = np.zeros(length, np.bool_)
-        generators = BorrowedGenerators(ProcessGenerators())
-        saved = generators.begin(0)
-        try:
-            with Progress(f"filtering {_name(self.dataset)}", length, "samples") as progress:
-                for index in range(length):
-                    kept[index] = bool(_call(self.fn, self.dataset[index], index))
-                    progress.advance()
-        finally:
-            generators.end(saved)
+        what = f"filtering {name_of(self.dataset)}"
+        with Progress(what, length, "samples") as progress, RandomNumbers().seeded(0):
+            for index in range(length):
+                kept[index] = bool(_call(self.fn, self.dataset[index], index))
+                progress.advance()
         return np.flatnonzero(kept).astype(np.int64, copy=False)
 
     def __len__(self) -> int:
@@ -151,7 +149,7 @@ class FilteredDataset(Source):
         return find_gatherer(Subset(self.dataset, self.indices))  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        return f"{_name(self.dataset)}.filter({_name(self.fn)})"
+        return f"{name_of(self.dataset)}.filter({name_of(self.fn)})"
 
 
 class _Composed(StreamSource):
@@ -188,7 +186,7 @@ class MappedStream(_Composed):
         return _MappedIterator(iter(self.dataset), self.fn)
 
     def __repr__(self) -> str:
-        return f"{_name(self.dataset)}.map({_name(self.fn)})"
+        return f"{name_of(self.dataset)}.map({name_of(self.fn)})"
 
 
 class FilteredStream(_Composed):
@@ -206,7 +204,7 @@ class FilteredStream(_Composed):
         return _FilteredIterator(iter(self.dataset), self.fn)
 
     def __repr__(self) -> str:
-        return f"{_name(self.dataset)}.filter({_name(self.fn)})"
+        return f"{name_of(self.dataset)}.filter({name_of(self.fn)})"
 
 
 class _Iterator:
@@ -245,6 +243,29 @@ class _FilteredIterator(_Iterator):
                 return sample
 
 
+class RandomNumbers:
+    """Random numbers for user code that runs once and is remembered: a seed's, not the task's."""
+
+    def __init__(self) -> None:
+        self._process = BorrowedGenerators(ProcessGenerators())
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Seed the generators of the process and of the task, and put them back at the end.
+
+        In a thread beside the main one those of the process are left alone: others draw from them.
+        """
+        task = begin_task(seed)
+        borrowed = threading.current_thread() is threading.main_thread()
+        saved = self._process.begin(seed) if borrowed else None
+        try:
+            yield
+        finally:
+            if borrowed:
+                self._process.end(saved)
+            end_task(task)
+
+
 def _check(dataset: Any, fn: Any, *, iterable: bool) -> None:
     if not callable(fn):
         raise TypeError(f"fn must be a function of a sample, got {fn!r}. Write dataset.map(len).")
@@ -270,11 +291,11 @@ def _call(fn: Function, sample: Any, where: Any) -> Any:
         return fn(sample)
     except Exception as error:
         place = where if isinstance(where, str) else f"the sample at index {where}"
-        error.add_note(f"headrace: in {_name(fn)}, called with {place}")
+        error.add_note(f"headrace: in {name_of(fn)}, called with {place}")
         raise
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
     """Name a function as its user wrote it, a dataset by its class or its composition."""
     if isinstance(value, (Source, StreamSource)) and type(value).__repr__ is not object.__repr__:
         return repr(value)

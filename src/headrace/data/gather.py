@@ -90,7 +90,8 @@ class Gatherer(Protocol):
 
 def find_gatherer(dataset: object) -> Gatherer | None:
     """Return the gatherer of a dataset, or None where samples must be asked for one by one."""
-    build = _BUILDERS.get(type(dataset))
+    kind = type(dataset)
+    build = _BUILDERS.get(kind) or BUILDERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
     if build is not None:
         built: Gatherer | None = build(dataset)
         return built
@@ -126,15 +127,26 @@ class _Column:
         # np.memmap.__array_finalize__ costs more than a row: take from a plain array.
         self._rows = array.view(np.ndarray) if isinstance(array, np.memmap) else array
         self._contiguous = array.flags.c_contiguous
+        # In an archive, elements stand at any byte: of those, NumPy would copy the whole array.
+        self._as_bytes = self._contiguous and not array.flags.aligned
+        if self._as_bytes:
+            self._rows = _row_bytes(self._rows)
 
     def take(self, indices: IndexArray, out: Array) -> None:
         if self._in_file:
             memory_file(self._array, check=True)
+        if self._as_bytes:
+            out = _row_bytes(out)
         if self._contiguous:
             # "clip" writes straight into out ("raise" would buffer); indices are in range already.
             self._rows.take(indices, 0, out, "clip")
         else:
             out[...] = self._rows[indices]
+
+
+def _row_bytes(array: Array) -> Array:
+    """Return an array as its bytes: (rows, bytes of a row)."""
+    return array.reshape(len(array), math.prod(array.shape[1:])).view(np.uint8)
 
 
 def memory_file(array: Array, *, check: bool = False) -> mmap.mmap | None:
@@ -404,3 +416,6 @@ _BUILDERS: dict[type, Any] = {
     ConcatDataset: _gather_concat,
     StackDataset: _gather_stack,
 }
+
+# Classes of other libraries, which are not imported here; exact types, as above.
+BUILDERS_BY_NAME: dict[str, Any] = {}
