@@ -1,0 +1,201 @@
+"""What each column of a CSV file is: numbers, truth values or text, decided by its first rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from headrace.data.tables.arrow import Missing, check_names
+from headrace.errors import SourceError
+from headrace.extras import import_extra
+
+Kind: TypeAlias = Literal["integer", "number", "boolean", "text"]
+HEAD_ROWS = 10_000
+
+TRUTH = {"true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a CSV file is written."""
+
+    separator: str
+    has_header: bool
+    null_values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a CSV file: its features (None is all but the target) and its target.
+
+    ``known`` gives the categories of columns that are text by decree: None where they are yet to
+    be found.
+    """
+
+    features: tuple[str, ...] | None
+    target: str | None
+    dtype: Literal["float32", "float64", "int64"]
+    missing: Missing
+    known: Mapping[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The columns of a CSV file, and what is made of them."""
+
+    form: Form
+    wanted: Wanted
+    names: tuple[str, ...]
+    features: tuple[str, ...]
+    kinds: Mapping[str, Kind]
+    padded: frozenset[str]  # numbers with spaces behind them
+    row_bytes: float  # what a row takes in the file, about
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read: the last one too, as a row that is cut short lacks it."""
+        target = () if self.wanted.target is None else (self.wanted.target,)
+        return tuple(dict.fromkeys((*self.features, *target, self.names[-1])))
+
+    def category_columns(self) -> list[str]:
+        """The columns that become codes."""
+        target = () if self.wanted.target is None else (self.wanted.target,)
+        return [name for name in (*self.features, *target) if self.kinds[name] == "text"]
+
+
+def header(path: str, form: Form) -> tuple[str, ...]:
+    """Return the names of the columns: the first line, or ``column_1`` and so on without one.
+
+    Raises:
+        SourceError: the file is empty or not UTF-8, or two columns have one name.
+    """
+    record = next(records(path, form), None)
+    if record is None:
+        raise SourceError(f"{path} is empty. Write a line with the names of its columns, and rows.")
+    if not form.has_header:
+        return tuple(f"column_{number}" for number in range(1, len(record[1]) + 1))
+    names = tuple(record[1])
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise SourceError(
+                f"{path}, line 1: two columns are called {name!r} (columns "
+                f"{names.index(name) + 1} and {number + 1}). Give each its own name."
+            )
+    return names
+
+
+def records(path: str, form: Form) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records of a CSV file, each with the number of its first line.
+
+    Raises:
+        SourceError: a line is not UTF-8, or quotes are not closed.
+    """
+    with open(path, "rb") as file:
+        reader = csv.reader(_lines(path, file), delimiter=form.separator, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise SourceError(
+                    f"{path}, line {line}: {error}. Each row is a line that ends in a line feed; "
+                    f"a field with quotes in it stands in quotes, and those within are doubled."
+                ) from None
+            yield line, record
+
+
+def _lines(path: str, file: Any) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{path}, line {number}, byte {error.start}: not UTF-8 ({error.reason}). Convert "
+                f"the file: iconv -f latin1 -t utf-8 {path} > utf8.csv, if it is Latin-1."
+            ) from None
+
+
+def make_plan(path: str, names: tuple[str, ...], form: Form, wanted: Wanted) -> Plan:
+    """Decide what the columns of a file are by its first rows.
+
+    Raises:
+        SourceError: no rows, or no features.
+        MissingColumnError: a column that is not there.
+    """
+    by_decree = [name for name, known in wanted.known.items() if known is None]
+    target = [] if wanted.target is None else [wanted.target]
+    check_names(names, [*(wanted.features or ()), *target, *by_decree], path)
+    features = wanted.features or tuple(name for name in names if name != wanted.target)
+    if not features:
+        raise SourceError(f"{path} has no columns but the target. Write features= with some.")
+    pl = import_extra("polars", "tables")
+    texts = dict.fromkeys(names, pl.String)
+    head = pl.read_csv(path, n_rows=HEAD_ROWS, **reading(form, texts))
+    if not len(head):
+        raise SourceError(f"{path} has no rows below its header.")
+    kinds: dict[str, Kind] = {}
+    padded = set()
+    for name in names:
+        kinds[name] = "text" if name in wanted.known else _kind(head[name])
+        if kinds[name] in ("integer", "number") and _is_padded(head[name]):
+            padded.add(name)
+    size = sum(head[name].str.len_bytes().sum() for name in names)
+    row_bytes = size / len(head) + len(names)
+    return Plan(form, wanted, names, features, kinds, frozenset(padded), row_bytes)
+
+
+def reading(form: Form, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how polars is to read a file whose columns have these types."""
+    return {
+        "separator": form.separator,
+        "has_header": form.has_header,
+        "null_values": list(form.null_values),
+        "infer_schema": False,
+        ("schema_overrides" if form.has_header else "schema"): dict(types),
+    }
+
+
+def _kind(column: Any) -> Kind:
+    pl = import_extra("polars", "tables")
+    texts = column.drop_nulls().str.strip_chars()
+    if not texts.cast(pl.Float64, strict=False).null_count():
+        integers = len(texts) and not texts.cast(pl.Int64, strict=False).null_count()
+        return "integer" if integers else "number"
+    if texts.str.to_lowercase().is_in(list(TRUTH)).all():
+        return "boolean"
+    return "text"
+
+
+def _is_padded(column: Any) -> bool:
+    texts = column.drop_nulls()
+    return bool((texts != texts.str.strip_chars_end()).any())
+
+
+def check_mixed(path: str, name: str, texts: Sequence[str]) -> None:
+    """Check that a column of text has no numbers in it, unless it is said to be categories.
+
+    Raises:
+        SourceError: it has, so that it may be a column of numbers with something else in it.
+    """
+    numbers = [text for text in texts if as_number(text) is not None]
+    if numbers:
+        other = next((text for text in texts if as_number(text) is None), "")
+        raise SourceError(
+            f"{path}, column {name!r} has numbers and text, as {numbers[0]!r} and {other!r}. Write "
+            f"categories=[{name!r}] if they are categories, or null_values=[{other!r}] if that is "
+            f"how a missing number is written."
+        )
+
+
+def as_number(text: str) -> float | None:
+    """Return the number that a field says, None if it says none; as polars reads it."""
+    if "_" in text or not text.isascii():  # Python admits 1_000
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return None

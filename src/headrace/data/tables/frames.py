@@ -1,0 +1,108 @@
+"""Arrow tables, polars and pandas frames as datasets of rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from headrace.data.gather import Array
+from headrace.data.tables.arrow import Missing, Place, check_missing, column_of, select
+from headrace.data.tables.columns import Column, RowDataset, StoredRows
+from headrace.errors import ArrayTypeError
+from headrace.extras import import_extra
+from headrace.tree import TORCH_DTYPES
+
+
+class TableDataset(RowDataset):
+    """Rows of a ``pyarrow.Table``, a polars or a pandas frame, as dicts of column name to value.
+
+    Numbers and truth values are NumPy scalars of the column's type, lists are arrays, texts are
+    ``str``: the default collation makes tensors of the column's type, and lists of texts. Where
+    all columns are numbers or lists of a fixed size, batches are gathered without Python per
+    sample.
+
+    Columns of numbers are not copied where they lie in one piece and nothing is missing; truth
+    values of Arrow and polars (a bit each) are. A frame is not to be changed while it is read.
+
+    Args:
+        table: the table or frame. The index of a pandas frame is left out: write
+            ``frame.reset_index()`` to have it as a column. NaN is a number like any other in
+            columns of floats.
+        columns: names of the columns, in the order of a sample's keys; default all.
+        missing: "error", or the number to put where a number is missing; a missing text or list
+            is then an empty one.
+
+    Raises:
+        ArrayTypeError: something else than a table, or a column of dates, structs or the like.
+        SourceError: a missing value; it names row and column.
+        MissingColumnError: a column that is not there.
+    """
+
+    def __init__(
+        self, table: Any, columns: Sequence[str] | None = None, *, missing: Missing = "error"
+    ) -> None:
+        check_missing(missing)
+        kind = _library(table)
+        if kind is None:
+            raise ArrayTypeError(
+                f"{type(table).__name__} is no pyarrow.Table, no polars and no pandas DataFrame. "
+                f"Write TableDataset(pyarrow.table({{'x': ...}}))."
+            )
+        where = f"the {kind} {type(table).__name__}"
+        read = {"pyarrow": _arrow, "polars": _polars, "pandas": _pandas}[kind]
+        names = [str(name) for name in (table.schema.names if kind == "pyarrow" else table.columns)]
+        picked = select(names, columns, where)
+        found = {n: read(table, names.index(n), Place(where, n, missing)) for n in picked}
+        self._rows = StoredRows(found, len(table))
+
+    def __repr__(self) -> str:
+        return f"TableDataset({len(self):,} rows of {len(self.column_names)} columns)"
+
+
+def as_dataset(source: Any) -> Any:
+    """Return a :class:`TableDataset` of a table or frame, and anything else as it is.
+
+    No library is imported: where one was not, there can be no frame of it.
+    """
+    return source if _library(source) is None else TableDataset(source)
+
+
+def _library(table: Any) -> str | None:
+    for library, name in (("pyarrow", "Table"), ("polars", "DataFrame"), ("pandas", "DataFrame")):
+        kind = getattr(sys.modules.get(library), name, None)
+        if isinstance(kind, type) and isinstance(table, kind):
+            return library
+    return None
+
+
+def _arrow(table: Any, number: int, place: Place) -> Column:
+    return column_of(table.column(number), place)
+
+
+def _polars(frame: Any, number: int, place: Place) -> Column:
+    pa = import_extra("pyarrow", "tables")
+    found = frame.to_series(number).to_arrow()
+    return column_of(
+        found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found]), place
+    )
+
+
+def _pandas(frame: Any, number: int, place: Place) -> Column:
+    series = frame.iloc[:, number]
+    if isinstance(series.dtype, np.dtype) and series.dtype in TORCH_DTYPES:
+        values: Array = series.to_numpy()
+        return values
+    pa = import_extra("pyarrow", "tables")
+    try:
+        found = pa.Array.from_pandas(series)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ArrayTypeError(
+            f"{place.where}, column {place.name!r}: values of several types ({error}). Give them "
+            f"one: frame[{place.name!r}].astype(str)."
+        ) from error
+    return column_of(
+        found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found]), place
+    )

@@ -1,0 +1,304 @@
+"""Parquet read a row group at a time: what is in the files, and rows from the groups last read."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+
+from headrace.data.gather import Array, Gatherer, IndexArray, Leaf
+from headrace.data.tables.arrow import Missing, Place, column_of, is_number, select
+from headrace.data.tables.cache import Key, check_unchanged
+from headrace.data.tables.columns import Column, take
+from headrace.errors import OptionError, SourceError
+from headrace.extras import import_extra
+from headrace.rng import mix
+from headrace.sampling.order import CHUNK, Chunks
+from headrace.sampling.random import draw_seed
+from headrace.tree import TORCH_DTYPES
+
+
+class Groups:
+    """The row groups of Parquet files, in order, and the columns that are read of them.
+
+    Raises:
+        SourceError: a file that is no Parquet, or whose columns have other types than the first's.
+        MissingColumnError: a column that is not there.
+    """
+
+    def __init__(self, key: Key, wanted: Sequence[str] | None, missing: Missing) -> None:
+        self.paths = [path for path, _, _ in key["files"]]
+        self.missing = missing
+        self._key = key
+        self._files = [_open(path) for path in self.paths]
+        first = self._files[0].schema_arrow
+        self.names = select(first.names, wanted, self.paths[0])
+        self.schema = {name: first.field(name).type for name in self.names}
+        for path, file in zip(self.paths, self._files, strict=True):
+            self._check_schema(path, file.schema_arrow)
+        self._groups = [
+            (file, group)
+            for file in range(len(self._files))
+            for group in range(self._files[file].metadata.num_row_groups)
+        ]
+        self.sizes = np.array(
+            [self._files[f].metadata.row_group(g).num_rows for f, g in self._groups], np.int64
+        )
+        self.ends = np.cumsum(self.sizes)
+
+    def _check_schema(self, path: str, schema: Any) -> None:
+        select(schema.names, self.names, path)
+        for name, kind in self.schema.items():
+            found = schema.field(name).type
+            if found != kind:
+                raise SourceError(
+                    f"{path}, column {name!r} has type {found}, in {self.paths[0]} it has {kind}. "
+                    f"Write the files with one schema, or read them apart."
+                )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def rows(self) -> int:
+        """The rows of all groups."""
+        return int(self.sizes.sum())
+
+    def size_bytes(self) -> int:
+        """Return about how many bytes the columns take once they are read."""
+        fixed = sum(kind.bit_width // 8 for kind in self.schema.values() if is_number(kind))
+        total = self.rows * fixed
+        for file, group in self._groups:
+            metadata = self._files[file].metadata.row_group(group)
+            for number in range(metadata.num_columns):
+                chunk = metadata.column(number)
+                name = chunk.path_in_schema.partition(".")[0]
+                if name in self.schema and not is_number(self.schema[name]):
+                    total += chunk.total_uncompressed_size
+        return int(total)
+
+    def read(self, number: int) -> dict[str, Column]:
+        """Read one row group.
+
+        Raises:
+            SourceError: a value that is missing, or bytes that cannot be decoded.
+            SourceChangedError: a file is no longer what it was.
+        """
+        file, group = self._groups[number]
+        path = self.paths[file]
+        here: Key = {"files": self._key["files"][file : file + 1]}
+        check_unchanged(here)
+        pa = import_extra("pyarrow", "tables")
+        try:
+            table = self._files[file].read_row_group(group, list(self.names), use_threads=True)
+        except (pa.ArrowException, OSError) as error:
+            check_unchanged(here)
+            raise SourceError(
+                f"{path}, row group {group}: cannot be decoded ({error}). Write the file again."
+            ) from error
+        before = [n for n in range(number) if self._groups[n][0] == file]
+        first_row = int(self.sizes[before].sum())
+        return {
+            name: column_of(table.column(name), Place(path, name, self.missing, first_row))
+            for name in self.names
+        }
+
+    def check_unchanged(self) -> None:
+        """Check that the files are what they were.
+
+        Raises:
+            SourceChangedError: one is not.
+        """
+        check_unchanged(self._key)
+
+    def spec(self) -> dict[str, Leaf] | None:
+        """Return the spec of a gatherer, None where a column is no array."""
+        found = {name: _leaf(kind) for name, kind in self.schema.items()}
+        known = {name: leaf for name, leaf in found.items() if leaf is not None}
+        return known if len(known) == len(found) else None
+
+
+def _open(path: str) -> Any:
+    parquet = import_extra("pyarrow.parquet", "tables")
+    pa = import_extra("pyarrow", "tables")
+    try:
+        return parquet.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise SourceError(
+            f"{path} is no Parquet file that can be read ({error}). Write it again."
+        ) from error
+
+
+def _leaf(kind: Any) -> Leaf | None:
+    types = import_extra("pyarrow", "tables").types
+    shape: tuple[int, ...] = ()
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_fixed_size_list(kind):
+        shape, kind = (kind.list_size,), kind.value_type
+    if not (types.is_boolean(kind) or is_number(kind)):
+        return None
+    return Leaf(shape, TORCH_DTYPES[np.dtype(kind.to_pandas_dtype())])
+
+
+def parquet_files(path: Any) -> list[str]:
+    """Return the files of a path, of several, or of a directory (``.parquet``, by name).
+
+    Raises:
+        SourceError: a directory without any, or one that is partitioned by column values.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return [file for one in path for file in parquet_files(one)]
+    if not os.path.isdir(path):
+        return [os.fspath(path)]
+    root = Path(path)
+    found = sorted(
+        file
+        for file in root.rglob("*.parquet")
+        if file.is_file() and not any(part[0] in "._" for part in file.relative_to(root).parts)
+    )
+    if not found:
+        raise SourceError(f"{root} has no .parquet files, nor has a directory in it.")
+    for file in found:
+        parts = [part for part in file.relative_to(root).parts[:-1] if "=" in part]
+        if parts:
+            raise SourceError(
+                f"{file}: the directory {parts[0]!r} holds a column that is not in the file. Write "
+                f"TableDataset(pyarrow.parquet.read_table({str(root)!r})), or give the files."
+            )
+    return [str(file) for file in found]
+
+
+class GroupRows:
+    """Rows read a row group at a time; the groups last used stay in memory.
+
+    Args:
+        groups: the row groups.
+        keep: how many of them stay.
+    """
+
+    watched: Sequence[torch.Tensor] | None = ()  # a file that changes is an error
+
+    def __init__(self, groups: Groups, keep: int) -> None:
+        self.names = groups.names
+        self.spec: Any = groups.spec()
+        self._groups = groups
+        self._keep = keep
+        self._read: OrderedDict[int, Mapping[str, Column]] = OrderedDict()
+        self._warned = False
+
+    def __len__(self) -> int:
+        return self._groups.rows
+
+    def gatherer(self) -> Gatherer | None:
+        """Return what gathers whole batches, None where a column is no array."""
+        return self if self.spec is not None and len(self) else None
+
+    def gather(self, indices: IndexArray, out: Sequence[Array]) -> None:
+        """Write the rows at ``indices`` to ``out``."""
+        for places, rows, table in self._by_group(indices):
+            for target, column in zip(out, table.values(), strict=True):
+                target[places] = take(column, rows)
+
+    def take(self, indices: IndexArray) -> Sequence[Iterable[Any]]:
+        """Return for each column its values at ``indices``."""
+        taken: list[list[Any]] = [[None] * len(indices) for _ in self.names]
+        for places, rows, table in self._by_group(indices):
+            for values, column in zip(taken, table.values(), strict=True):
+                for place, value in zip(places.tolist(), take(column, rows), strict=True):
+                    values[place] = value
+        return taken
+
+    def _by_group(
+        self, indices: IndexArray
+    ) -> Iterator[tuple[IndexArray, IndexArray, Mapping[str, Column]]]:
+        owners = np.searchsorted(self._groups.ends, indices, side="right")
+        numbers = np.unique(owners).tolist()
+        if len(numbers) > 2 * self._keep and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a batch has rows of {len(numbers)} row groups, and {self._keep} stay in memory: "
+                f"groups are read again and again. Write DataLoader(dataset, "
+                f"sampler=dataset.sampler()), or leave out cache_dir=False.",
+                stacklevel=2,
+            )
+        for number in sorted(numbers, key=lambda number: number not in self._read):
+            places = np.flatnonzero(owners == number)
+            first = int(self._groups.ends[number] - self._groups.sizes[number])
+            yield places, indices[places] - first, self._group(number)
+
+    def _group(self, number: int) -> Mapping[str, Column]:
+        table = self._read.pop(number, None)
+        if table is None:
+            while len(self._read) >= self._keep:
+                self._read.popitem(last=False)  # before the next one is read, not behind it
+            table = self._groups.read(number)
+        self._read[number] = table
+        return table
+
+
+class RowGroupSampler(Sampler[int]):
+    """A shuffle that reads each row group once: of the groups, then of the rows of a few of them.
+
+    Args:
+        group_sizes: rows of each row group.
+        window: how many row groups are shuffled together.
+        generator: where the order comes from; None is torch's global generator.
+
+    Each epoch draws one int64, as torch's ``RandomSampler`` does; everything else follows from it,
+    so that an epoch resumes at any position at once.
+    """
+
+    def __init__(
+        self,
+        group_sizes: npt.ArrayLike,
+        window: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.group_sizes = np.asarray(group_sizes, np.int64)
+        if window < 1:
+            raise OptionError(f"window= is a number of row groups, at least 1, got {window}.")
+        self.window = window
+        self.generator = generator
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return int(self.group_sizes.sum())
+
+    def __iter__(self) -> Iterator[int]:
+        for chunk in self.index_chunks():
+            for low in range(0, len(chunk), CHUNK):
+                yield from chunk[low : low + CHUNK].tolist()
+
+    def index_chunks(self, start: int = 0) -> Chunks:
+        """Yield the order from position ``start`` on, the rows of a window at a time."""
+        seed = draw_seed(self.generator)
+        starts = np.cumsum(self.group_sizes) - self.group_sizes
+        order = _permutation(len(starts), mix(seed, 0))
+        for number, low in enumerate(range(0, len(order), self.window), 1):
+            groups = order[low : low + self.window]
+            count = int(self.group_sizes[groups].sum())
+            if start >= count:
+                start -= count
+                continue
+            rows = np.concatenate(
+                [np.arange(starts[g], starts[g] + self.group_sizes[g]) for g in groups]
+            )
+            yield rows[_permutation(count, mix(seed, number))][start:]
+            start = 0
+
+
+def _permutation(n: int, seed: int) -> npt.NDArray[np.int64]:
+    generator = torch.Generator().manual_seed(seed >> 1)
+    order: npt.NDArray[np.int64] = torch.randperm(n, generator=generator).numpy()
+    return order
