@@ -13,11 +13,13 @@ from headrace.data.compose import (
 )
 from headrace.data.gather import Gatherer, Leaf, columns
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
+from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
 from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
 from headrace.data.windows import SlidingWindows
 
 __all__ = [
     "ArrayDataset",
+    "CSVDataset",
     "ChainDataset",
     "ConcatDataset",
     "FilteredDataset",
@@ -28,6 +30,8 @@ __all__ = [
     "LeakWarning",
     "MappedDataset",
     "MappedStream",
+    "ParquetDataset",
+    "RowGroupSampler",
     "SlidingWindows",
     "Source",
     "StackDataset",
@@ -35,6 +39,7 @@ __all__ = [
     "StreamedJSONLines",
     "StreamedTextLines",
     "Subset",
+    "TableDataset",
     "TensorDataset",
     "TextLines",
     "chronological_split",
