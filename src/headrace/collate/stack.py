@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from array import array
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,32 @@ def default_collate(batch: Sequence[Any]) -> Any:
     """
     if _torch_map != _torch_map_as_shipped:
         return torch_default_collate(batch)  # type: ignore[arg-type]
+    if type(batch) is Prestacked:
+        return batch.collate()
     return _collate(batch)
+
+
+class Prestacked(list[tuple[Any, ...]]):
+    """Samples of which some columns lie stacked in memory already, so that nothing is copied.
+
+    A dataset's ``__getitems__`` may return it: tuples, and for some of their places the batch that
+    the default collation would make, on memory from :func:`headrace.alloc`, with the samples as
+    its rows. To everybody else it is a list of samples.
+    """
+
+    def __init__(self, samples: list[tuple[Any, ...]], stacked: dict[int, torch.Tensor]) -> None:
+        super().__init__(samples)
+        self._samples = tuple(samples)
+        self._stacked = stacked
+
+    def collate(self) -> Any:
+        """Return the batch; the samples that are there now count, if somebody changed the list."""
+        if len(self) != len(self._samples) or not all(map(is_, self, self._samples)):
+            return _collate(self)
+        return [
+            self._stacked[place] if place in self._stacked else _at(place, column)
+            for place, column in enumerate(zip(*self, strict=True))
+        ]
 
 
 def is_default(collate: Callable[[Any], Any]) -> bool:

@@ -3,6 +3,7 @@
 from torch.utils.data import ChainDataset, ConcatDataset, StackDataset, Subset, TensorDataset
 
 from headrace.data.arrays import ArrayDataset
+from headrace.data.cached import CachedDataset, cached
 from headrace.data.compose import (
     FilteredDataset,
     FilteredStream,
@@ -12,19 +13,28 @@ from headrace.data.compose import (
     StreamSource,
 )
 from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.images import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, FashionMNIST, ImageFolder
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
 from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
 from headrace.data.windows import SlidingWindows
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "EMNIST",
+    "KMNIST",
+    "MNIST",
     "ArrayDataset",
     "CSVDataset",
+    "CachedDataset",
     "ChainDataset",
     "ConcatDataset",
+    "FashionMNIST",
     "FilteredDataset",
     "FilteredStream",
     "Gatherer",
+    "ImageFolder",
     "JSONLines",
     "Leaf",
     "LeakWarning",
@@ -42,6 +52,7 @@ __all__ = [
     "TableDataset",
     "TensorDataset",
     "TextLines",
+    "cached",
     "chronological_split",
     "columns",
     "random_split",

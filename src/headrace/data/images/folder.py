@@ -1,0 +1,263 @@
+"""A directory of images for each class."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+
+from headrace.collate.stack import Prestacked
+from headrace.data.images.decode import (
+    Decoder,
+    Form,
+    Pixels,
+    checked_size,
+    decode,
+    find_fault,
+    fresh,
+)
+from headrace.data.images.files import (
+    IMG_EXTENSIONS,
+    FileTable,
+    IsValid,
+    Sample,
+    find_classes,
+    make_dataset,
+)
+from headrace.data.images.vision import Directory, Function, VisionSource
+from headrace.data.progress import Progress
+from headrace.errors import OptionError, SourceError
+from headrace.machine import available_cores
+from headrace.memory import alloc
+
+_AT_ONCE = 1024  # files whose check is under way
+
+
+class ImageFolder(VisionSource):
+    """Images in directories named for their classes: ``root/cat/1.jpg``, ``root/dog/x/2.png``.
+
+    Layout, order of classes and files, and attributes are those of
+    ``torchvision.datasets.ImageFolder``. A sample is ``(image, class number)``. The image is a
+    uint8 tensor of shape (3, H, W), a view of the decoder's rows (H, W, 3): channels last in
+    memory, as the batches (batch, 3, H, W) are that the default collation makes of it. Where there
+    is a ``transform``, it is handed a Pillow image as torchvision hands it, unless ``decode`` says
+    otherwise.
+
+    Args:
+        root: the directory.
+        transform: called with the image.
+        target_transform: called with the class number.
+        loader: called with a path in place of the decoder; what it returns is the image.
+        is_valid_file: called with each path; says which files are images. By default their names
+            tell, as torchvision's ``IMG_EXTENSIONS`` has them.
+        allow_empty: a class may be without images.
+        size: height and width to resize to (one number for both), so that images make batches.
+            They are stretched to it, as ``v2.Resize((h, w))`` does: bilinear, antialiased. A JPEG
+            that is at least twice as large is decoded at 1/2, 1/4 or 1/8, which is quicker.
+        decode: "tensor" or "pil": what images are, with or without a transform.
+        on_error: "raise", or "skip": every file is decoded once now, by as many threads as there
+            are cores, and those that cannot be are left out, listed in ``skipped`` as pairs
+            (path, reason), with a warning.
+
+    Images are RGB whatever the file holds, as Pillow's ``convert("RGB")`` makes them; an EXIF
+    orientation is ignored, as by torchvision. Pickling the dataset pickles paths, and those in a
+    compact form as long as ``samples`` and ``targets`` have not been asked for.
+
+    Raises:
+        SourceError: there is no class, or a class without an image; when a sample is asked for: a
+            file that cannot be read or decoded, or one larger than Pillow's limit.
+        MissingExtraError: when a sample is asked for, without ``pip install "headrace[images]"``.
+    """
+
+    def __init__(  # noqa: PLR0917 - torchvision's
+        self,
+        root: Directory,
+        transform: Function | None = None,
+        target_transform: Function | None = None,
+        loader: Callable[[str], Any] | None = None,
+        is_valid_file: IsValid | None = None,
+        allow_empty: bool = False,
+        *,
+        size: int | tuple[int, int] | None = None,
+        decode: Form | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__(root, transform, target_transform, decode)
+        self.size = checked_size(size)
+        if loader is not None and (size is not None or decode is not None):
+            raise OptionError("loader= decides what images are: size= and decode= go without it.")
+        if on_error not in ("raise", "skip"):
+            raise OptionError(
+                f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
+            )
+        self._loader = loader
+        self._sizes_differ = False
+        self.extensions = IMG_EXTENSIONS if is_valid_file is None else None
+        self.classes, self.class_to_idx = self.find_classes(self.root)
+        found = self.make_dataset(
+            self.root, self.class_to_idx, self.extensions, is_valid_file, allow_empty
+        )
+        self.skipped: list[tuple[str, str]] = []
+        if on_error == "skip":
+            found = self._without_faults(found)
+        self._files: Sequence[Sample] = FileTable(found)
+        self._targets: list[int] | None = None
+
+    def find_classes(self, directory: Directory) -> tuple[list[str], dict[str, int]]:
+        """Return the classes and the number of each; a subclass may find them another way."""
+        return find_classes(directory)
+
+    @staticmethod
+    def make_dataset(
+        directory: Directory,
+        class_to_idx: dict[str, int],
+        extensions: str | tuple[str, ...] | None = None,
+        is_valid_file: IsValid | None = None,
+        allow_empty: bool = False,
+    ) -> list[Sample]:
+        """Return the pairs (path, class number); a subclass may find them another way."""
+        return make_dataset(directory, class_to_idx, extensions, is_valid_file, allow_empty)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The pairs (path, class number): a list that may be changed."""
+        if not isinstance(self._files, list):
+            self._files = list(self._files)
+        return self._files
+
+    @samples.setter
+    def samples(self, samples: list[Sample]) -> None:
+        self._files = samples
+
+    @property
+    def imgs(self) -> list[Sample]:
+        """The same as ``samples``."""
+        return self.samples
+
+    @imgs.setter
+    def imgs(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    @property
+    def targets(self) -> list[int]:
+        """The class number of each image."""
+        if self._targets is None:
+            files = self._files
+            if isinstance(files, FileTable):
+                self._targets = files.classes.tolist()
+            else:
+                self._targets = [target for _, target in files]
+        return self._targets
+
+    @targets.setter
+    def targets(self, targets: list[int]) -> None:
+        self._targets = targets
+
+    @property
+    def loader(self) -> Callable[[str], Any]:
+        """What makes an image of a path."""
+        return self._loader or Decoder(self.size, self.form)
+
+    @loader.setter
+    def loader(self, loader: Callable[[str], Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Return ``(image, class number)``, transformed."""
+        path, target = self._files[index]
+        return self._transformed(self.loader(path), target)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """Return the samples at ``indices``; images of one size are decoded into one block."""
+        if not self._makes_blocks():
+            return [self[index] for index in indices]
+        block = _Block(len(indices))
+        samples: list[tuple[Any, Any]] = []
+        for number, index in enumerate(indices):
+            path, target = self._files[index]
+            rows = decode(path, self.size, block.place(number))
+            image = torch.from_numpy(rows).permute(2, 0, 1)
+            samples.append(self._transformed(image, target))
+        if block.is_whole:
+            return Prestacked(samples, {0: block.batch()})
+        self._sizes_differ = True  # from now on no block is begun that would not be filled
+        return samples
+
+    def _makes_blocks(self) -> bool:
+        overridden = type(self).__getitem__ is not ImageFolder.__getitem__
+        plain = self.form == "tensor" and self.transform is None and self._loader is None
+        return plain and not overridden and not self._sizes_differ
+
+    def _without_faults(self, found: list[Sample]) -> list[Sample]:
+        good: list[Sample] = []
+        threads = max(1, math.ceil(available_cores()))
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            Progress(f"checking the images in {self.root}", len(found), "files") as progress,
+        ):
+            for start in range(0, len(found), _AT_ONCE):
+                some = found[start : start + _AT_ONCE]
+                for sample, fault in zip(
+                    some, pool.map(find_fault, [p for p, _ in some]), strict=True
+                ):
+                    if fault:
+                        self.skipped.append((sample[0], fault))
+                    else:
+                        good.append(sample)
+                    progress.advance()
+        if self.skipped and not good:
+            raise SourceError(
+                f"none of the {len(found)} images in {self.root} can be decoded. The first one: "
+                f"{self.skipped[0][1]}"
+            )
+        if self.skipped:
+            warnings.warn(
+                f"{len(self.skipped)} of {len(found)} images in {self.root} are left out: they "
+                f"cannot be decoded, see .skipped",
+                stacklevel=3,
+            )
+        return good
+
+
+class _Block:
+    """Memory for the images of a batch, as large as the first of them is."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._block: torch.Tensor | None = None
+        self._rows: Any = None
+        self._placed: set[int] = set()
+
+    def place(self, number: int) -> Callable[[int, int], Pixels]:
+        """Return where to decode image ``number``, once its size is known."""
+
+        def find(height: int, width: int) -> Pixels:
+            if self._rows is None:
+                self._block = alloc((self._count, height, width, 3), torch.uint8)
+                self._rows = self._block.numpy()
+            if self._rows.shape[1:3] != (height, width):
+                self._placed.discard(number)
+                return fresh(height, width)
+            self._placed.add(number)
+            row: Pixels = self._rows[number]
+            return row
+
+        return find
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image is in the block."""
+        return len(self._placed) == self._count
+
+    def batch(self) -> torch.Tensor:
+        """Return the block as a batch: (batch, 3, H, W), channels last in memory."""
+        assert self._block is not None
+        return self._block.permute(0, 3, 1, 2)
