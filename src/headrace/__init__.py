@@ -18,6 +18,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from headrace.apply import batched, map_batches
 from headrace.collate import (
     Masked,
     Packed,
@@ -131,6 +132,7 @@ __all__ = [
     "WorkerStartError",
     "WorkerTimeoutError",
     "alloc",
+    "batched",
     "chronological_split",
     "collate_by_key",
     "columns",
@@ -139,6 +141,7 @@ __all__ = [
     "get_worker_info",
     "iter_batches",
     "jagged_collate",
+    "map_batches",
     "pack_collate",
     "pad_collate",
     "random_split",

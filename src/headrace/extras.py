@@ -23,3 +23,23 @@ def import_extra(module: str, extra: str) -> Any:
         raise MissingExtraError(
             f'{package} is not installed. Write: pip install "headrace[{extra}]"', name=package
         ) from None
+
+
+def data_frame(columns: dict[str, list[Any]]) -> Any:
+    """Return columns as a data frame: pandas' where that is installed, else polars'.
+
+    Raises:
+        MissingExtraError: neither is installed.
+    """
+    try:
+        return import_extra("pandas", "tables").DataFrame(columns)
+    except MissingExtraError:
+        pass
+    try:
+        return import_extra("polars", "tables").DataFrame(columns)
+    except MissingExtraError:
+        raise MissingExtraError(
+            "to_frame() makes a pandas or polars data frame, and neither is installed. Write: "
+            'pip install pandas, or pip install "headrace[tables]" for polars.',
+            name="pandas",
+        ) from None

@@ -24,11 +24,11 @@ class Progress:
 
     Args:
         what: what is done: "indexing train.jsonl".
-        total: units in all.
+        total: units in all, None where nobody knows.
         unit: what is counted: "samples", "bytes".
     """
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = 0
         self._next = time.monotonic() + _SILENT_S
@@ -55,7 +55,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        count = f"{self._done:,} of {self._total:,} {self._unit}"
+        whole = "" if self._total is None else f" of {self._total:,}"
+        count = f"{self._done:,}{whole} {self._unit}"
         print(f"headrace: {self._what}: {count}", file=sys.stderr, flush=True)
 
     def __exit__(
@@ -70,7 +71,7 @@ class Progress:
             self._line()
 
 
-def _bar(what: str, total: int, done: int) -> Any:
+def _bar(what: str, total: int | None, done: int) -> Any:
     """Return a bar that has begun, None where lines are the better way."""
     if get_worker_info() is not None or not sys.stderr.isatty():
         return None

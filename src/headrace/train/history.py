@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrace.errors import MissingExtraError
-from headrace.extras import import_extra
+from headrace.extras import data_frame
 from headrace.train.curves import draw
 
 if TYPE_CHECKING:
@@ -65,19 +64,7 @@ class History:
         """
         rows = self.epochs if of == "epochs" else self.steps
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        data = {key: [row.get(key) for row in rows] for key in columns}
-        try:
-            return import_extra("pandas", "tables").DataFrame(data)
-        except MissingExtraError:
-            pass
-        try:
-            return import_extra("polars", "tables").DataFrame(data)
-        except MissingExtraError:
-            raise MissingExtraError(
-                "to_frame() makes a pandas or polars data frame, and neither is installed. Write: "
-                'pip install pandas, or pip install "headrace[tables]" for polars.',
-                name="pandas",
-            ) from None
+        return data_frame({key: [row.get(key) for row in rows] for key in columns})
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the values as JSON text, and write it to ``path`` if one is given.
