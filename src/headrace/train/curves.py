@@ -13,7 +13,8 @@ from headrace.extras import import_extra
 if TYPE_CHECKING:
     import os
 
-_TRAIN, _VAL, _OTHER = "#1f7a8c", "#d1603d", "#5b6b8c"
+_TRAIN = "#1f7a8c"
+_COLORS = {"training": _TRAIN, "validation": "#d1603d", "value": "#5b6b8c"}
 _INK, _MUTED, _PAPER = "#1d2b45", "#7c8698", "#fbfaf7"
 _MOST_COLUMNS = 3
 _MANY = 50  # epochs from which on points are not marked
@@ -104,17 +105,18 @@ def _draw_epochs(axes: Any, epochs: Rows, name: str, keys: list[str]) -> None:
         at = [row["epoch"] + 1 for row in rows]  # people count epochs from 1
         values = _finite([row[key] for row in rows])
         everything.append(values)
-        color = _VAL if key.startswith("val_") else _TRAIN if key.startswith("train_") else _OTHER
+        what = _part(key, keys)
         marker = "o" if len(rows) <= _MANY else None
-        axes.plot(at, values, color=color, marker=marker, markersize=3.5, label=_label(key))
+        axes.plot(at, values, color=_COLORS[what], marker=marker, markersize=3.5, label=what)
         _mark_bad(axes, np.array(at), [row[key] for row in rows])
     _dress(axes, name.replace("_", " "), "epoch", np.concatenate(everything))
 
 
-def _label(key: str) -> str:
-    if key.startswith("train_"):
-        return "training"
-    return "validation" if key.startswith("val_") else key.replace("_", " ")
+def _part(key: str, keys: list[str]) -> str:
+    """Return whether a value is of training, validation or neither; ``x`` beside ``val_x`` is."""
+    if key.startswith("val_"):
+        return "validation"
+    return "training" if key.startswith("train_") or f"val_{key}" in keys else "value"
 
 
 def _finite(values: list[float]) -> np.ndarray[Any, Any]:

@@ -26,7 +26,7 @@ from headrace.train.randomness import loader_generators, random_states, set_rand
 from headrace.train.ranks import tell_epoch
 from headrace.train.sigterm import EXIT_CODE, Sigterm
 from headrace.train.storable import pack, unpack
-from headrace.tree import leaves, size_bytes
+from headrace.tree import size_bytes
 
 if TYPE_CHECKING:
     from headrace.train.trainer import Trainer
@@ -63,6 +63,19 @@ class _Unread:
     weight: Any
     norm: Tensor | None
     group: list[Any] | None  # its batches, to say what was wrong with them
+    indices: list[Any] | None  # of their samples in the dataset, where the loader says so
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks know before a step."""
+
+    weight: Any  # of the groups of all ranks
+    everywhere: bool  # every rank has a batch
+    anywhere: bool  # one has
+    save: bool  # a checkpoint is due behind the step
+    leave: bool  # SIGTERM came
+    ended: bool  # a loader has come to its end: its state is that of the next epoch already
 
 
 _KEPT_BYTES = 1 << 24  # of batches whose losses have not been read
@@ -84,6 +97,7 @@ class Fit:
         self.epoch_start: dict[str, Any] = {}
         self.resumed: dict[str, Any] | None = None  # this rank's part of a checkpoint in mid-epoch
         self.ended = False  # the loader has said that the present epoch has no more
+        self.save_later = False  # behind the validation, for the loader is at its end
         self.saved_at = time.monotonic()
         self.saved_as: tuple[int, int] | None = None
 
@@ -111,6 +125,7 @@ class Fit:
         trainer.call("on_epoch_start", epoch)
         self.progress.begin_epoch(epoch, self._steps_of_epoch())
         self._train(epoch)
+        trainer.guards.after_epoch(self.train_loader, time.perf_counter() - started)
         if not position.weight:
             raise TrainingError("the training loader gave no batch: there is nothing to train on.")
         values = {"loss": position.loss / position.weight}
@@ -120,14 +135,13 @@ class Fit:
             found = trainer.run_evaluation(self.val_loader, self.progress.validation_step)
             values |= {f"val_{name}": value for name, value in found.items()}
         self._schedule_epoch(values)
-        trainer.guards.after_epoch(self.train_loader, time.perf_counter() - started)
         self.history.add_epoch(epoch, **values)
         trainer.log(values, position.step)
         self.progress.end_epoch(values)
         self.position = Position(epoch + 1, position.step)
         trainer.call("on_epoch_end", epoch, values)
         trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
-        if self.plan.every_steps is None and self.plan.every_s is None:
+        if self.save_later or (self.plan.every_steps is None and self.plan.every_s is None):
             self._save()
         self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
 
@@ -138,47 +152,58 @@ class Fit:
         while True:
             # A group is drawn before any of it is computed: what share of it a batch has is known
             # only then, and the loader's state always stands between two steps of the optimizer.
-            group = [] if self.ended else list(islice(batches, trainer.accumulate))
+            group, indices = self._draw(batches)
             self.ended = len(group) < trainer.accumulate
             position.batches += len(group)
             weights = [trainer.weight(batch) for batch in group]
-            total, everywhere, anywhere, save, leave = self._agree(weights)  # AGREE
-            if not anywhere:
+            agreed = self._agree(weights)  # AGREE
+            if not agreed.anywhere:
                 break
-            loss = updater.gradients(group, weights, total, everywhere)
-            guards.after_backward()
+            loss = updater.gradients(group, weights, agreed.weight, agreed.everywhere)
+            every_step = trainer.log_every == 1
+            guards.after_backward(
+                loss, step=position.step + 1, group=group, indices=indices, every_step=every_step
+            )
             stepped = updater.update()
             if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
                 updater.scheduler.step()
             position.step += 1
-            self.unread.append(_Unread(position.step, loss, total, updater.norm, group))
+            self.unread.append(_Unread(position.step, loss, total, updater.norm, group, indices))
             if len(self.unread) >= trainer.log_every:
                 self._read()
             elif len(self.unread) * size_bytes(group) > _KEPT_BYTES:
                 self.unread[-1].group = None
-            if save or leave:
+            if (agreed.save or agreed.leave) and not agreed.ended:
                 self._save()
-                self._leave_if(leave)
+                self._leave_if(agreed.leave)
+            self.save_later = agreed.save and agreed.ended
         self._read()
 
-    def _agree(self, weights: list[Any]) -> tuple[Any, bool, bool, bool, bool]:
-        """Return what the group weighs, whether every rank and any rank has batches, and what is
-        due behind the step: a checkpoint, leaving.
-        """
+    def _draw(self, batches: Iterator[Any]) -> tuple[list[Any], list[Any] | None]:
+        """Return the batches of the next step, and the dataset indices of their samples."""
+        if self.ended:
+            return [], None
+        last = getattr(self.train_loader, "last_indices", None)
+        if last is None:
+            return list(islice(batches, self.trainer.accumulate)), None
+        drawn = [(batch, last()) for batch in islice(batches, self.trainer.accumulate)]
+        return [batch for batch, _ in drawn], [indices for _, indices in drawn]
+
+    def _agree(self, weights: list[Any]) -> _Agreed:
         plan = self.plan
         save = False
         if plan.every_steps is not None:
             save = (self.position.step + 1) % plan.every_steps == 0
         if plan.every_s is not None:
             save = save or time.monotonic() - self.saved_at >= plan.every_s
-        leave = self.sigterm.came
-        total: Any = weights[0] if len(weights) == 1 else sum(weights)
+        weight: Any = weights[0] if len(weights) == 1 else sum(weights)
+        some = bool(weights)
         if self.ranks.size == 1:
-            return total, bool(weights), bool(weights), save, leave
-        mine = [float(total), float(not weights), float(bool(weights)), float(save), float(leave)]
-        total, without, having, saving, leaving = self.ranks.sum(mine)
-        # The clock of one rank may be ahead: all save when rank 0's, or any other's, says so.
-        return total, not without, having > 0, saving > 0, leaving > 0
+            return _Agreed(weight, some, some, save, self.sigterm.came, self.ended)
+        mine = [not some, some, save, self.sigterm.came, self.ended]
+        weight, *counts = self.ranks.sum([float(weight), *map(float, mine)])
+        without, having, saving, leaving, ended = (count > 0 for count in counts)
+        return _Agreed(weight, not without, having, saving, leaving, ended)
 
     def _read(self) -> None:
         """Read the losses since the last time: WAITS for the device, once for all of them."""
@@ -201,10 +226,9 @@ class Fit:
     def _check(self, one: _Unread, loss: float) -> None:
         guards = self.trainer.guards
         if not math.isfinite(loss):
-            batch = next(
-                (b for b in one.group or [] if not _is_finite(b)), (one.group or [None])[0]
+            guards.check_loss(
+                loss, step=one.step, group=one.group, indices=one.indices, updated=True
             )
-            guards.check_loss(loss, step=one.step, inputs=batch, loader=self.train_loader)
         elif one.norm is not None and guards.on:
             guards.check_gradients(float(one.norm), step=one.step)
 
@@ -228,10 +252,7 @@ class Fit:
         loader = self.train_loader
         tell_epoch(loader, epoch)
         saved, self.resumed = self.resumed, None
-        self.ended = saved is not None and saved["ended"]
-        if saved is not None and self.ended:
-            self._set_random(saved["random"])
-            return iter(())
+        self.ended = False
         if saved is not None and "epoch_start" in saved:
             self._set_random(saved["epoch_start"])
         if not _keeps_state(loader):
@@ -246,16 +267,26 @@ class Fit:
         self._set_random(saved["random"])
         return batches
 
+    def _generators(self) -> list[torch.Generator]:
+        both = loader_generators(self.train_loader) + loader_generators(self.val_loader)
+        return list(dict.fromkeys(both))
+
     def _random(self) -> dict[str, Any]:
-        generators = [g.get_state() for g in loader_generators(self.train_loader)]
-        return {"process": random_states(self.updater.device), "loader": generators}
+        generators = [generator.get_state() for generator in self._generators()]
+        return {"process": random_states(self.updater.device), "loaders": generators}
 
     def _set_random(self, states: dict[str, Any]) -> None:
         set_random_states(states["process"], self.updater.device)
-        for generator, state in zip(
-            loader_generators(self.train_loader), states["loader"], strict=False
-        ):
+        for generator, state in zip(self._generators(), states["loaders"], strict=False):
             generator.set_state(state)
+
+    def _loaders_with_state(self) -> list[tuple[str, Any]]:
+        found = [("loader", self.train_loader)] if _keeps_state(self.train_loader) else []
+        # Between its epochs a validation loader only has its count of them, if it follows from a
+        # seed. Otherwise its state would put torch's generator back to before the validation.
+        if _keeps_state(self.val_loader) and getattr(self.val_loader, "seed", None) is not None:
+            found.append(("validation", self.val_loader))
+        return found
 
     # ---- checkpoints
 
@@ -267,10 +298,8 @@ class Fit:
         self.saved_as = (position.step, position.epoch)
         self._read()
         mine: dict[str, Any] = {"random": self._random(), "batches": position.batches}
-        mine["ended"] = self.ended
-        for name, loader in (("loader", self.train_loader), ("validation", self.val_loader)):
-            if _keeps_state(loader):
-                mine[name] = loader.state_dict()
+        for name, loader in self._loaders_with_state():
+            mine[name] = loader.state_dict()
         if position.batches and not _keeps_state(self.train_loader):
             mine["epoch_start"] = self.epoch_start
         everyone = [mine]
@@ -331,19 +360,14 @@ class Fit:
                 f"its loader cannot be divided among {self.ranks.size}. Start {len(everyone)}, or "
                 f"use headrace.DataLoader(..., shard='auto')."
             )
-        for name, loader in (("loader", self.train_loader), ("validation", self.val_loader)):
-            if name in mine and _keeps_state(loader):
+        for name, loader in self._loaders_with_state():
+            if name in mine:
                 _load(path, name, loader, mine[name])
         if self.ranks.rank < len(everyone):
             self._set_random(mine["random"])
         if self.position.batches:
             self.position.batches = mine["batches"]
             self.resumed = mine
-
-
-def _is_finite(batch: Any) -> bool:
-    floating = (t for t in leaves(batch) if isinstance(t, Tensor) and t.is_floating_point())
-    return all(bool(t.isfinite().all()) for t in floating)
 
 
 def _keeps_state(loader: Any) -> bool:

@@ -7,11 +7,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.distributed
 
 from headrace.errors import TrainingError, TrainingWarning
 
-_PACKAGE = str(Path(__file__).parents[2])
+_OURS = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def tell(finding: Finding) -> None:
 def warn(text: str) -> None:
     """Warn at the line of the user's program that led here."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, TrainingWarning, stacklevel=level)
 

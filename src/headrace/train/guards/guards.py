@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Self
 
 import torch.distributed
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from headrace.oom import is_out_of_memory
 from headrace.train.guards.finding import Finding, tell
 from headrace.train.guards.loaders import (
     check_validation,
@@ -19,7 +20,7 @@ from headrace.train.guards.loaders import (
     foretell_batch_norm,
     waited_s,
 )
-from headrace.train.guards.losses import NAMES, check_loss_call, check_shapes
+from headrace.train.guards.losses import NAMES, check_difference, check_loss_call
 from headrace.train.guards.nonfinite import describe_source, name_of
 from headrace.train.guards.parameters import (
     check_nonfinite_gradients,
@@ -82,7 +83,7 @@ class Guards:
         if not self.on:
             return
         if self._model is not None and self._optimizer is not None:
-            self._tell(check_optimizer(self._model, self._optimizer))
+            self._tell(check_optimizer(self._model, self._loss_fn, self._optimizer))
         if val_loader is not None:
             self._tell(check_validation(val_loader))
         self._remove_hooks()
@@ -94,7 +95,7 @@ class Guards:
         """Check every loss function of torch that runs inside, in the first batches.
 
         They are seen wherever they are called: in modules, lambdas, functions of one's own, whole
-        steps. After the first batches this is an empty context.
+        steps. After the first batches, only a loss that fails is looked at.
 
         Args:
             outputs: the model's outputs, if they are known: their difference to ``targets``, as in
@@ -102,23 +103,52 @@ class Guards:
             targets: the batch's targets.
         """
         if self._batches == 0:
-            return _NOTHING
+            if outputs is None or not self.on:
+                return _NOTHING
+            return _Explain(self, outputs, targets)
         self._batches -= 1
         if not self._batches:
             self._remove_hooks()
         return _Watch(self._model, self._tell, outputs, targets)
 
-    def after_backward(self) -> None:
-        """Look for parameters without a gradient, in the first backward passes."""
-        if not self.on or self._backwards >= CHECKED_BACKWARDS:
+    def after_backward(
+        self,
+        loss: Tensor,
+        *,
+        step: int,
+        group: list[Any],
+        indices: Sequence[Any] | None = None,
+        every_step: bool = False,
+    ) -> None:
+        """Look at the loss and the gradients before the optimizer steps.
+
+        The gradients are looked at in the first steps. So is the loss; on the CPU, where nothing
+        waits for it, in every step.
+
+        Args:
+            loss: the loss of the step, on the device.
+            step: its number, for the text.
+            group: its batches.
+            indices: the dataset indices of each batch's samples, where they are known.
+            every_step: look at the loss of every step.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite.
+        """
+        if not self.on:
             return
-        if self._model is None or self._optimizer is None:
-            return
-        self._backwards += 1
+        first = self._backwards < CHECKED_BACKWARDS
+        if first or every_step or loss.device.type == "cpu":
+            self.check_loss(loss.item(), step=step, group=group, indices=indices)
+        if first and self._model is not None and self._optimizer is not None:
+            self._backwards += 1
+            self._look_at_gradients(self._model, self._optimizer, step)
+
+    def _look_at_gradients(self, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         if not self._scaled:
-            names = nonfinite_gradients(self._model)
-            self._tell(check_nonfinite_gradients(names, f"in step {self._backwards}"))
-        now = without_gradient(self._model, self._optimizer)
+            names = nonfinite_gradients(model)
+            self._tell(check_nonfinite_gradients(names, step))
+        now = without_gradient(model, optimizer)
         self._without = now if self._without is None else self._without & now
         # Among several processes the next step of one that misses gradients fails.
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -136,8 +166,7 @@ class Guards:
         loss_value: float,
         *,
         step: int,
-        inputs: Any,
-        loader: Any = None,
+        group: list[Any] | None,
         indices: Sequence[Any] | None = None,
         updated: bool = False,
     ) -> None:
@@ -146,9 +175,8 @@ class Guards:
         Args:
             loss_value: the loss as a number.
             step: the step it belongs to, for the text.
-            inputs: the batch of that step, None if it is not known any more.
-            loader: it gave that batch last, and may know the dataset indices of its samples.
-            indices: these indices, where they are known already.
+            group: the batches of that step, None if they are not kept any more.
+            indices: the dataset indices of each batch's samples, where they are known.
             updated: the optimizer has stepped since.
 
         Raises:
@@ -156,11 +184,8 @@ class Guards:
         """
         if not self.on or math.isfinite(loss_value):
             return
-        last = getattr(loader, "last_indices", None)
-        if indices is None and last is not None:
-            indices = last()
         model = None if updated else self._model
-        source = describe_source(model, inputs, indices, self._forward)
+        source = describe_source(model, group, indices, self._forward)
         text = f"the loss is {name_of(loss_value)} at step {step:,}. {source}"
         self._tell(Finding("loss", text, is_error=not self._scaled))
 
@@ -173,7 +198,7 @@ class Guards:
         if not self.on or self._scaled or math.isfinite(norm):
             return
         names = [] if self._model is None else nonfinite_gradients(self._model)
-        self._tell(check_nonfinite_gradients(names or ["all"], f"at step {step:,}"))
+        self._tell(check_nonfinite_gradients(names or ["all"], step))
 
     def after_epoch(self, loader: Any, seconds: float) -> None:
         """Check how long an epoch of ``seconds`` waited for its batches."""
@@ -189,6 +214,27 @@ class Guards:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+class _Explain:
+    """Looks at a loss only if it fails: a class number that came late in the data."""
+
+    __slots__ = ("_guards", "_pair")
+
+    def __init__(self, guards: Guards, outputs: Any, targets: Any) -> None:
+        self._guards, self._pair = guards, (outputs, targets)
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Compute the loss again where the arguments are seen."""
+        guards = self._guards
+        if not isinstance(error, (IndexError, ValueError, RuntimeError)) or guards._loss_fn is None:
+            return
+        if not is_out_of_memory(error):
+            with _Watch(guards._model, guards._tell, *self._pair), suppress(type(error)):
+                guards._loss_fn(*self._pair)
 
 
 class _Watch(TorchFunctionMode):
@@ -222,8 +268,4 @@ class _Watch(TorchFunctionMode):
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or len(args) < 2:
             return
         if {id(args[0]), id(args[1])} == {id(outputs), id(targets)}:
-            found = check_shapes("MSELoss", outputs, targets)
-            if found is not None:
-                self._tell_of(
-                    Finding(found.kind, found.text.replace("MSELoss", "outputs - targets"))
-                )
+            self._tell_of(check_difference(outputs, targets))

@@ -29,20 +29,10 @@ _CLASSES = {functional.cross_entropy, functional.nll_loss}
 _STRICT_TYPES = {functional.binary_cross_entropy, functional.huber_loss}
 
 # What does not change the values of a tensor on their way to the loss.
-_VIEWS = (
-    *(
-        "View",
-        "UnsafeView",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Permute",
-        "Transpose",
-        "T",
-        "Alias",
-    ),
-    *("ToCopy", "Slice", "Select", "Clone", "Expand", "Index", "Unbind", "Mt"),
-)
+_VIEWS = {
+    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T"),
+    *("Mt", "Alias", "Clone", "Expand", "Slice", "Select", "Index", "Unbind", "ToCopy"),
+}
 _OPS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "LogSoftmax": "log_softmax"}
 
 
@@ -69,44 +59,75 @@ def check_loss_call(
             or _log_probabilities(function, outputs.detach())
         )
     return (
-        check_shapes(NAMES[function], outputs, targets)
+        _check_shapes(NAMES[function], outputs, targets)
         or _number_targets(function, outputs, targets)
         or _probabilities(function, outputs.detach(), final_op(outputs), model)
         or _binary_range(function, outputs.detach(), targets)
     )
 
 
-def check_shapes(name: str, outputs: Tensor, targets: Tensor) -> Finding | None:
-    """Return whether outputs and targets would be compared each with each, not pair by pair."""
-    a, b = tuple(outputs.shape), tuple(targets.shape)
-    if a == b:
+def check_difference(outputs: Tensor, targets: Tensor) -> Finding | None:
+    """Return what is wrong with ``outputs - targets``, as in losses written by hand."""
+    found = _unpaired(outputs, targets)
+    if found is None:
         return None
-    came = f"outputs of shape {a} against targets of shape {b}"
-    if outputs.numel() == targets.numel():
-        shape = _paired(a, b)
-        if shape is not None and math.prod(shape) == outputs.numel():
-            return None
-        size = "" if shape is None else "x".join(map(str, shape))
-        effect = f" compares all with all ({size} pairs), not each with its own" if size else ""
-        line = "outputs.squeeze(-1)" if a == (*b, 1) else f"targets.reshape({_reshape(a)})"
-        if b == (*a, 1):
-            line = "targets.squeeze(-1)"
+    effect, changed_outputs, changed_targets = found
+    return Finding(
+        "shapes",
+        f"{_shapes(outputs, targets)}: outputs - targets {effect}. Write {changed_outputs} - "
+        f"{changed_targets}.",
+    )
+
+
+def _check_shapes(name: str, outputs: Tensor, targets: Tensor) -> Finding | None:
+    found = _unpaired(outputs, targets)
+    if found is not None:
+        effect, changed_outputs, changed_targets = found
         return Finding(
             "shapes",
-            f"{came}: {name}{effect or ' wants equal shapes'}. Write {line}, in the model, the "
-            f"dataset or the loss: loss_fn = lambda outputs, targets: "
-            f"{_loss_line(name, line)}.",
+            f"{_shapes(outputs, targets)}: {name} {effect}. Write loss_fn = lambda outputs, "
+            f"targets: nn.{name}()({changed_outputs}, {changed_targets}), or give them one shape "
+            f"in the model or the dataset.",
             is_error=True,
         )
-    if b == a[:-1] and b and b[0] > 1 and a[-1] > 1:
+    a, b = outputs.shape, targets.shape
+    if len(b) and b == a[:-1] and b[0] > 1 and a[-1] > 1:
         return Finding(
             "shapes",
-            f"{came}: {name} compares number with number, and there are {a[-1]} outputs for each "
-            f"target. If the targets are classes, write loss_fn = nn.CrossEntropyLoss(); if they "
-            f"are numbers, let the model's last layer have one output.",
+            f"{_shapes(outputs, targets)}: {name} compares number with number, and there are "
+            f"{a[-1]} outputs for each target. If the targets are classes, write loss_fn = "
+            f"nn.CrossEntropyLoss(); if they are numbers, let the model's last layer have one "
+            f"output.",
             is_error=True,
         )
     return None
+
+
+def _unpaired(outputs: Tensor, targets: Tensor) -> tuple[str, str, str] | None:
+    """Return what happens to as many outputs as targets whose shapes do not pair them up.
+
+    Returns:
+        the effect, and the outputs and targets as they have to be written; None if all is well.
+    """
+    a, b = tuple(outputs.shape), tuple(targets.shape)
+    if a == b or outputs.numel() != targets.numel():
+        return None
+    shape = _paired(a, b)
+    if shape is not None and math.prod(shape) == outputs.numel():
+        return None
+    size = "" if shape is None else "x".join(map(str, shape))
+    effect = f"compares all with all ({size} pairs), not each with its own"
+    effect = effect if size else "wants equal shapes"
+    if a == (*b, 1):
+        return effect, "outputs.squeeze(-1)", "targets"
+    line = "squeeze(-1)" if b == (*a, 1) else "reshape(outputs.shape)"
+    return effect, "outputs", f"targets.{line}"
+
+
+def _shapes(outputs: Tensor, targets: Tensor) -> str:
+    return (
+        f"outputs of shape {tuple(outputs.shape)} against targets of shape {tuple(targets.shape)}"
+    )
 
 
 def _paired(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -117,35 +138,22 @@ def _paired(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
 
 
-def _reshape(shape: tuple[int, ...]) -> str:
-    return ", ".join(["-1", *map(str, shape[1:])])
-
-
-def _loss_line(name: str, change: str) -> str:
-    outputs = change if change.startswith("outputs") else "outputs"
-    targets = change if change.startswith("targets") else "targets"
-    return f"nn.{name}()({outputs}, {targets})"
-
-
 def _number_targets(
     function: Callable[..., Any], outputs: Tensor, targets: Tensor
 ) -> Finding | None:
     """Types that torch refuses, here or only in the backward pass."""
     name = NAMES[function]
-    binary = name.startswith("BCE")
-    whole = not targets.is_floating_point()
-    if (whole and (binary or function in _STRICT_TYPES)) or (
-        function in _STRICT_TYPES
-        and targets.dtype == torch.float64
-        and outputs.dtype == torch.float32
-    ):
-        return Finding(
-            "target type",
-            f"targets of {_dtype(targets)} against outputs of {_dtype(outputs)}: {name} wants "
-            f"both of one floating type. Write targets.float(), best in the dataset.",
-            is_error=True,
-        )
-    return None
+    strict = function in _STRICT_TYPES
+    whole = not targets.is_floating_point() and (strict or name.startswith("BCE"))
+    double = targets.dtype == torch.float64 and outputs.dtype == torch.float32 and strict
+    if not (whole or double):
+        return None
+    return Finding(
+        "target type",
+        f"targets of {_dtype(targets)} against outputs of {_dtype(outputs)}: {name} wants both of "
+        f"one floating type. Write targets.float(), best in the dataset.",
+        is_error=True,
+    )
 
 
 def _binary_range(function: Callable[..., Any], outputs: Tensor, targets: Tensor) -> Finding | None:
@@ -187,10 +195,7 @@ def _probabilities(
         return None
     if not found:
         return None
-    if op == "softmax":
-        layer = "nn.Softmax"
-    elif op == "sigmoid":
-        layer = "nn.Sigmoid"
+    layer = {"softmax": "nn.Softmax", "sigmoid": "nn.Sigmoid"}.get(op or "", layer)
     return Finding(
         "probabilities",
         f"the outputs are probabilities (from {_range(outputs)[0]:.3g} to "
@@ -216,7 +221,7 @@ def _log_probabilities(function: Callable[..., Any], outputs: Tensor) -> Finding
     return Finding(
         "logits",
         f"the outputs are {what} (from {_range(outputs)[0]:.3g} to {_range(outputs)[1]:.3g}), and "
-        f"NLLLoss wants log-probabilities: this loss falls without end and means nothing. {line}.",
+        f"NLLLoss wants log-probabilities: of others this loss means nothing. {line}.",
     )
 
 
@@ -233,13 +238,11 @@ def _class_targets(
             f"shape, or give the model's last layer two outputs"
         )
     if targets.is_floating_point() and targets.shape == outputs.shape:
-        return (
-            None
-            if function is functional.cross_entropy
-            else _wrong(
-                f"targets are probabilities of shape {tuple(targets.shape)}, and NLLLoss wants one "
-                f"class number for each sample. Write targets.argmax(1)"
-            )
+        if function is functional.cross_entropy:
+            return None
+        return _wrong(
+            f"targets are probabilities of shape {tuple(targets.shape)}, and NLLLoss wants one "
+            f"class number for each sample. Write targets.argmax(1)"
         )
     return _class_shape(name, outputs, targets, tuple(wanted)) or _class_values(
         name, targets, classes, ignored
@@ -266,7 +269,7 @@ def _class_shape(
         return _wrong(
             f"outputs of shape {tuple(outputs.shape)} against targets of shape {shape}: {name} "
             f"wants the classes in dimension 1, outputs of shape (batch, classes, ...). Write "
-            f"{name[:-4]}Loss on outputs.movedim(-1, 1)"
+            f"loss_fn = lambda outputs, targets: nn.{name}()(outputs.movedim(-1, 1), targets)"
         )
     return None  # torch's own error says what does not fit
 
@@ -315,7 +318,7 @@ def final_op(outputs: Tensor) -> str | None:
         name = node.name().removeprefix("torch::autograd::").partition("Backward")[0]
         if name in _OPS:
             return _OPS[name]
-        if not name.startswith(_VIEWS) or not node.next_functions:
+        if name not in _VIEWS or not node.next_functions:
             return "unknown" if name.startswith("Compiled") else None
         node = node.next_functions[0][0]
     return None

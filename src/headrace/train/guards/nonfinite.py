@@ -14,6 +14,7 @@ from headrace.train.guards.finding import listing
 from headrace.train.guards.parameters import nonfinite_parameters
 
 _MOST_ROWS = 5
+_HUGE = 1e12  # outputs whose squares are on their way to the end of float32
 
 
 def name_of(value: float) -> str:
@@ -23,7 +24,7 @@ def name_of(value: float) -> str:
 
 def describe_source(
     model: nn.Module | None,
-    batch: Any,
+    group: list[Any] | None,
     indices: Sequence[Any] | None,
     forward: Callable[[Any], Any] | None,
 ) -> str:
@@ -31,15 +32,16 @@ def describe_source(
 
     Args:
         model: as it made the loss; None where it is not so any more.
-        batch: what it was given; None if it is not known.
-        indices: the dataset indices of the batch's samples.
+        group: the batches it was given; None if they are not known.
+        indices: the dataset indices of each batch's samples, where they are known.
         forward: runs the model on a batch, if that is not ``model(batch)``.
     """
-    data = _describe_data(batch, indices)
-    if data is not None:
-        return data
-    if model is None or batch is None:
-        seen = "" if batch is None else "The batch is finite. "
+    for place, batch in enumerate(group or []):
+        data = _describe_data(batch, None if indices is None else indices[place])
+        if data is not None:
+            return data
+    if model is None or group is None:
+        seen = "" if group is None else "The batch is finite. "
         return (
             f"{seen}The weights have moved on since, so that the layer cannot be told: write "
             f"Trainer(..., log_every=1) to find it. {_CALM}"
@@ -50,12 +52,17 @@ def describe_source(
             f"The batch is finite, and the weights are not ({listing(weights)}): the step before "
             f"made them so. {_CALM}"
         )
-    layer = first_nonfinite_layer(model, batch, forward)
-    if layer is not None:
-        return (
-            f"The batch and the weights are finite: the first layer that makes it is {layer}. Look "
-            f"there for log, sqrt, exp or a division. {_CALM}"
-        )
+    largest = 0.0
+    for batch in group:
+        layer, size = run_and_look(model, batch, forward)
+        if layer is not None:
+            return (
+                f"The batch and the weights are finite: the first layer that makes it is {layer}. "
+                f"Look there for log, sqrt, exp or a division. {_CALM}"
+            )
+        largest = max(largest, size)
+    if largest > _HUGE:
+        return f"The model's outputs are as large as {largest:.2g}: the training diverges. {_CALM}"
     return (
         "The batch and the model's outputs are finite: the loss function makes it. Look there "
         "for log(0), a division by 0 or a sqrt at 0, and write .clamp(min=1e-8) before it; or "
@@ -115,12 +122,14 @@ def _tensors(
             yield from _tensors(value, (*path, number))
 
 
-def first_nonfinite_layer(
+def run_and_look(
     model: nn.Module, batch: Any, forward: Callable[[Any], Any] | None = None
-) -> str | None:
-    """Run the model once more and return the first module whose output is not finite.
+) -> tuple[str | None, float]:
+    """Run the model once more, with an eye on each module; buffers and random states are put back.
 
-    Buffers and random states are put back. The innermost module is named: it returns first.
+    Returns:
+        the first module whose output is not finite (the innermost: it returns first), None if all
+        are; and the largest output of the model.
     """
     found: list[str] = []
 
@@ -140,10 +149,11 @@ def first_nonfinite_layer(
     try:
         devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
         with torch.no_grad(), torch.random.fork_rng(devices):
-            (forward or model)(batch)
+            outputs = (forward or model)(batch)
     finally:
         for handle in handles:
             handle.remove()
         for buffer, value in buffers:
             buffer.copy_(value)
-    return found[0] if found else None
+    largest = (float(t.abs().max()) for _, t in _tensors(outputs, ()) if t.numel())
+    return (found[0] if found else None), max(largest, default=0.0)

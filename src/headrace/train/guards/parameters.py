@@ -16,15 +16,18 @@ def held_by(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> Finding | None:
-    """Return whether an optimizer misses trainable parameters of the model."""
+def check_optimizer(model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> Finding | None:
+    """Return whether an optimizer misses trainable parameters of the model, or of the loss."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if isinstance(loss_fn, nn.Module):
+        of_loss = loss_fn.named_parameters("loss_fn")
+        trainable |= {name: p for name, p in of_loss if p.requires_grad}
     held = held_by(optimizer)
     missing = [name for name, p in trainable.items() if id(p) not in held]
     if not missing:
         return None
     kind = type(optimizer).__name__
-    if not held & {id(p) for p in model.parameters()}:
+    if not held & {id(p) for p in [*model.parameters(), *trainable.values()]}:
         return Finding(
             "optimizer",
             f"the optimizer ({kind}) holds none of the model's {len(trainable)} trainable "
@@ -39,7 +42,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> Finding | None:
         return None
     return Finding(
         "optimizer",
-        f"{len(missing)} of the model's {len(trainable)} trainable parameters are in no optimizer "
+        f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer "
         f"and would not be learnt: {listing(missing)}. Write torch.optim.{kind}"
         f"(model.parameters(), ...), or, if that is meant, parameter.requires_grad_(False) for "
         f"each of them, which also saves their gradients.",
@@ -89,14 +92,14 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
     ]
 
 
-def check_nonfinite_gradients(names: list[str], when: str) -> Finding | None:
+def check_nonfinite_gradients(names: list[str], step: int) -> Finding | None:
     """Return the finding for parameters whose gradients are not finite."""
     if not names:
         return None
     return Finding(
         "gradient",
-        f"the gradient is not finite {when}, though the loss is: the backward pass makes it, in "
-        f"{listing(names)}. Look for sqrt, norm, log, a division or a power at 0, and write "
+        f"the gradient is not finite at step {step:,}, though the loss is: the backward pass makes "
+        f"it, in {listing(names)}. Look for sqrt, norm, log, a division or a power at 0, and write "
         f".clamp(min=1e-8) before it: torch.autograd.set_detect_anomaly(True) names the operation.",
         is_error=True,
     )
