@@ -35,6 +35,7 @@ from headrace.collate import (
 )
 from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.windows import SlidingWindows
 from headrace.engine.stats import Statistics
@@ -114,6 +115,7 @@ __all__ = [
     "Sampler",
     "SequentialSampler",
     "ShapeMismatchError",
+    "SharedList",
     "SlidingWindows",
     "SourceChangedError",
     "SourceError",

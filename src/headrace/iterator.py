@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -11,6 +10,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
 from headrace.engine.pinning import pin_device
+from headrace.notices import warn_user
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -94,11 +94,10 @@ class LoaderIterator(Generic[_T_co]):
     def _pin_and_count(self, batch: Any) -> Any:
         if self._promised is not None and self._num_yielded > self._promised[1]:
             dataset, length = self._promised
-            warnings.warn(
+            warn_user(
                 f"Length of IterableDataset {dataset} was reported to be {length}"
                 f"(when accessing len(dataloader)), but {self._num_yielded} samples have been "
                 f"fetched. ",
-                stacklevel=3,
             )
         return batch if self._device is None else pin(batch, self._device)  # type: ignore[no-untyped-call]
 

@@ -74,6 +74,12 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             once over all ranks, ``"pad"`` repeats some, ``"drop"`` leaves some out.
         batch_transform: a function of the collated batch, run where the batch is made, on random
             numbers of its own: another augmentation for each batch.
+        prefetch_bytes: bound on the bytes of batches that are made before they are asked for, kept
+            to within one batch (the largest so far is what one in the making counts for).
+        on_error: ``"skip"`` leaves samples that raise out of their batch, which is then shorter; a
+            batch that loses all is left out. ``statistics()`` lists them, and a warning at the end
+            of the epoch says how many. ``"raise"`` lets the exception through.
+        max_errors: how many samples an epoch may skip before it is an error; None for any number.
 
     Raises:
         ValueError: for options that cannot be, at construction, as torch does.
@@ -106,6 +112,9 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         shard: ShardOption = None,
         uneven: Uneven = "exact",
         batch_transform: Callable[[Any], Any] | None = None,
+        prefetch_bytes: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_errors: int | None = None,
     ) -> None:
         try:
             super().__init__(
@@ -137,6 +146,14 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self.backend = one_of("backend", backend, ("auto", "process", "thread", "inline"))
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
+        self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
+        self.on_error = one_of("on_error", on_error, ("raise", "skip"))
+        self.max_errors = max_errors and count_of("max_errors", max_errors)
+        if max_errors is not None and on_error != "skip":
+            raise OptionError(
+                f"max_errors={max_errors} counts skipped samples, and on_error={on_error!r} skips "
+                f"none. Write DataLoader(..., on_error='skip', max_errors={max_errors})."
+            )
         if backend in ("process", "thread") and not num_workers:
             kind = "processes" if backend == "process" else "threads"
             raise OptionError(
@@ -166,6 +183,14 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def statistics(self) -> Statistics:
         """Return what this loader has done so far: batches, samples, bytes, seconds waited."""
         return self._session.totals.snapshot()
+
+    def last_indices(self) -> list[Any] | None:
+        """Return the dataset indices of the batch that the present iterator handed out last.
+
+        For finding the sample behind a bad value. None before the first batch, for iterable
+        datasets, and when the iterator is gone.
+        """
+        return self._session.last_indices()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, as JSON values.
@@ -307,6 +332,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 batch_size=self.batch_size,
                 drop_last=self.drop_last,
                 transform=self.batch_transform,
+                skip=self.on_error == "skip",
             ),
             index_sampler=self._index_sampler,
             generator=self.generator,
@@ -325,6 +351,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             dataset_length=self._dataset_length(),
             order_length=self._order_length(),
             order_name=self._order_name(),
+            prefetch_bytes=self.prefetch_bytes,
+            max_errors=self.max_errors,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,17 +20,18 @@ from headrace.data.gather import IndexArray
 from headrace.engine.gather import Block, BlockGather
 from headrace.engine.order import Order
 
-_AHEAD = 2  # blocks that are ready or being gathered
+AHEAD = 2  # blocks that are ready or being gathered
 
 
 class GatherThread:
     """Iterates over the batches of an order, whose blocks a thread gathers ahead."""
 
-    def __init__(self, gather: BlockGather, order: Order) -> None:
+    def __init__(self, gather: BlockGather, order: Order, ahead: int = AHEAD) -> None:
         assert order.chunks is not None
         self._gather = gather
         self._pieces = gather.pieces(order.chunks, order.batch_size, order.drop_last)
         self._batch_size = order.batch_size
+        self._ahead = ahead
         self._asked: SimpleQueue[IndexArray | None] = SimpleQueue()
         self._made: SimpleQueue[Block | None] = SimpleQueue()
         self._waiting: deque[IndexArray] = deque()
@@ -61,7 +62,7 @@ class GatherThread:
             )
         if not self._stop.alive:  # closed: nobody would answer
             raise StopIteration
-        while len(self._waiting) < _AHEAD:
+        while len(self._waiting) < self._ahead:
             piece = next(self._pieces, None)
             if piece is None:
                 break

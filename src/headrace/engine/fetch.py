@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import Gatherer, find_gatherer
 from headrace.engine.gather import BlockGather
 from headrace.engine.lease import Pool
+from headrace.engine.skip import SkippedSample, odd_one, skipped
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
 from headrace.errors import CollateError, DatasetStoppedError
@@ -32,13 +35,16 @@ from headrace.tree import size_bytes
 _QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
 _QUIET_COLLATES = (torch_default_collate, torch_default_convert, default_collate)
 
+_MOST_IN_A_ROW = 10_000  # an iterator that raises for ever
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What every fetch of a loader has in common; it travels to a worker once.
 
     ``batch_size`` is None where the loader does not batch. ``iterable`` says that the dataset is
-    iterated, not indexed. ``transform`` is applied to each batch where it is made.
+    iterated, not indexed. ``transform`` is applied to each batch where it is made. ``skip`` leaves
+    samples that raise out of their batch.
     """
 
     dataset: Any
@@ -48,6 +54,7 @@ class Recipe:
     batch_size: int | None
     drop_last: bool
     transform: Callable[[Any], Any] | None = None
+    skip: bool = False
 
     @property
     def quiet(self) -> bool:
@@ -110,6 +117,7 @@ class Fetcher:
         self._ended = False
         self._stateful: Any = None
         self._gather: BlockGather | None = None
+        self._skipped: list[SkippedSample] = []
 
     def start(self, seed: int, state: Any = None) -> None:
         """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators.
@@ -139,10 +147,11 @@ class Fetcher:
     def __call__(self, task: Task) -> Result:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
         started = time.perf_counter()
+        self._skipped.clear()
         try:
             with self._around_user_code(task.seed):
                 made = self._next_batch() if self._recipe.iterable else self._indexed(task.indices)
-                if made is not None and self._recipe.transform is not None:
+                if made is not None and made[1] and self._recipe.transform is not None:
                     made = self._recipe.transform(made[0]), made[1]
                 state = self._state()
         except StopIteration as error:
@@ -153,7 +162,8 @@ class Fetcher:
             return Exhausted(task.step, self._worker)
         batch, samples = made
         took = time.perf_counter() - started
-        return Done(task.step, batch, samples, size_bytes(batch), took, state)
+        left_out = tuple(self._skipped)
+        return Done(task.step, batch, samples, size_bytes(batch), took, state, left_out)
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
@@ -171,15 +181,57 @@ class Fetcher:
 
     def _indexed(self, indices: Any) -> tuple[Any, int]:
         if not self._recipe.auto_collation:
-            return self._collated(self._sample(indices), None), 1
+            return self._unbatched(indices)
         if not isinstance(indices, Sized):
             indices = list(indices)  # a generator of the batch sampler's: it can be walked once
         if self._gather is not None:
             return self._gather.due(indices, self._one_by_one), len(indices)
+        if self._recipe.skip:
+            return self._good_ones(list(indices))
         return self._one_by_one(indices), len(indices)
 
     def _one_by_one(self, indices: Any) -> Any:
         return self._collated(self._samples(indices), indices)
+
+    def _unbatched(self, index: Any) -> tuple[Any, int]:
+        try:
+            sample = self._sample(index)
+        except Exception as error:
+            if not self._recipe.skip:
+                raise
+            self._skipped.append(skipped(index, error))
+            return None, 0
+        return self._collated(sample, None), 1
+
+    def _good_ones(self, indices: list[Any]) -> tuple[Any, int]:
+        """Make the batch of those samples that neither raise nor fail to fit the others."""
+        try:
+            samples = self._samples(indices)
+        except Exception:  # which of them: asked for one by one
+            samples, indices = self._those_that_do_not_raise(indices)
+        while samples:
+            try:
+                return self._collated(samples, indices), len(samples)
+            except CollateError as error:
+                if not error.positions or len(samples) != len(indices):
+                    raise
+                samples = list(samples)
+                odd = odd_one(error, samples, self._collate)
+                error.indices = (indices[odd],)
+                self._skipped.append(skipped(indices.pop(odd), error))
+                del samples[odd]
+        return None, 0
+
+    def _those_that_do_not_raise(self, indices: list[Any]) -> tuple[list[Any], list[Any]]:
+        samples, good = [], []
+        for index in indices:
+            try:
+                samples.append(self._sample(index))
+            except Exception as error:
+                self._skipped.append(skipped(index, error))
+            else:
+                good.append(index)
+        return samples, good
 
     def _stopped(self, error: StopIteration) -> DatasetStoppedError:
         stopped = DatasetStoppedError(
@@ -208,15 +260,14 @@ class Fetcher:
             except Exception as error:
                 _add_note(error, f"while fetching dataset indices {_shorten(indices)}")
                 raise
-        samples: list[Any] = []
+        places = list(indices)
+        left = iter(places)
         try:
-            for index in indices:
-                samples.append(dataset[index])
+            return [dataset[index] for index in left]
         except Exception as error:
-            for index in islice(indices, len(samples), len(samples) + 1):
-                _add_note(error, f"while fetching dataset index {index!r}")
+            index = places[len(places) - length_hint(left) - 1]
+            _add_note(error, f"while fetching dataset index {index!r}")
             raise
-        return samples
 
     def _collated(self, samples: Any, indices: Collection[Any] | None) -> Any:
         try:
@@ -244,12 +295,27 @@ class Fetcher:
             except StopIteration:
                 self._ended = True
                 break
+            except Exception as error:
+                self._skip_or_raise(error)
+                continue
             if size is None:
                 return self._collated(sample, None), 1
             samples.append(sample)
         if not samples or (self._ended and self._recipe.drop_last):
-            return None
+            return (None, 0) if self._skipped else None
         return self._collated(samples, None), len(samples)
+
+    def _skip_or_raise(self, error: Exception) -> None:
+        """Leave out what an iterable dataset could not give, if it can go on behind it."""
+        if not self._recipe.skip:
+            raise error
+        if isinstance(self._iterator, GeneratorType):
+            _add_note(error, "on_error='skip' cannot go on: a generator ends when it raises")
+            raise error
+        if len(self._skipped) >= _MOST_IN_A_ROW:
+            _add_note(error, f"on_error='skip' gave up after {_MOST_IN_A_ROW} errors in one batch")
+            raise error
+        self._skipped.append(skipped(None, error))
 
 
 def _shorten(indices: Collection[Any]) -> str:

@@ -42,7 +42,9 @@ class Block(NamedTuple):
 class BlockGather:
     """Gathers index arrays into leased blocks and cuts them into batches."""
 
-    def __init__(self, gatherer: Gatherer, pool: Pool, counters: Counters) -> None:
+    def __init__(
+        self, gatherer: Gatherer, pool: Pool, counters: Counters, block_bytes: int = BLOCK_BYTES
+    ) -> None:
         self.counters = counters
         self._gatherer = gatherer
         self._leaves: list[Leaf] = leaves(gatherer.spec)
@@ -50,8 +52,10 @@ class BlockGather:
         self._only_when_due = gatherer.watched is None
         self._assemble = assembler(gatherer.spec)
         self._pool = pool
+        self._block_bytes = block_bytes
         self._sample_bytes = sum(leaf.size_bytes for leaf in self._leaves)
         self._failed = _NOTHING
+        self._piece: tuple[Any, int, int] = (_NOTHING, 1, 0)  # for last_indices()
 
     def ahead(
         self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
@@ -76,7 +80,7 @@ class BlockGather:
         self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
     ) -> Iterator[IndexArray]:
         """Yield the order in pieces of one block each."""
-        block = BLOCK_BYTES // max(1, self._sample_bytes * batch_size)
+        block = self._block_bytes // max(1, self._sample_bytes * batch_size)
         block = max(1, min(block, MAX_BLOCK_BATCHES))
         if self._only_when_due:
             block = 1
@@ -109,6 +113,7 @@ class BlockGather:
         """Yield the batches of a block, gathering again what a change of the columns overtook."""
         counters = self.counters
         watched = self._watched
+        self._piece = indices, batch_size, counters.batches
         done = 0
         while True:
             batches, size, version, seconds = block
@@ -143,6 +148,7 @@ class BlockGather:
             indices = list(indices)  # a set, a generator: may be walked once only
         self.counters.failed += 1  # unless it turns out well
         array = in_range(indices, len(self._gatherer), "the dataset")
+        self._piece = indices, len(indices), self.counters.batches
         if array is None or len(array) == 0:
             batch = otherwise(indices)
             self.counters.add_batch(len(indices), size_bytes(batch))
@@ -154,6 +160,7 @@ class BlockGather:
     def _one(self, indices: IndexArray) -> Any:
         """Return the batch of ``indices``, or raise for it alone."""
         self.counters.failed += 1
+        self._piece = indices, len(indices), self.counters.batches
         array = in_range(indices, len(self._gatherer), "the dataset")
         assert array is not None
         batch = self._gathered(array)
@@ -166,6 +173,13 @@ class BlockGather:
         self.counters.wait_s += block.seconds
         self.counters.add_batch(len(array), len(array) * self._sample_bytes)
         return next(block.batches)
+
+    def last_indices(self) -> list[Any]:
+        """Return the indices of the batch that was handed out last."""
+        indices, batch_size, before = self._piece
+        start = max(0, self.counters.batches - before - 1) * batch_size
+        some = indices[start : start + batch_size] if isinstance(indices, np.ndarray) else indices
+        return some.tolist() if isinstance(some, (np.ndarray, torch.Tensor)) else list(some)
 
     def _version(self) -> int:
         return sum([tensor._version for tensor in self._watched])

@@ -9,6 +9,9 @@ because NumPy's ``base`` ends at an array whose own base is not an array. When i
 callback puts the memory on a deque, and the next :meth:`Pool.lend` finds it there. The callback
 may run in any thread, at any allocation, inside the pool's own code too, so it takes no lock and
 does nothing but append. What a user keeps is never lent again, simply because its token lives.
+
+A buffer that an accelerator reads from is page-locked once (:meth:`Memory.lock_pages`) and unlocked
+before it is unmapped.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,10 @@ class Memory:
     NumPy arrays are made over it by ``__array_interface__``, so their ``base`` is this object.
     """
 
-    __slots__ = ("__array_interface__", "_keeper", "forks", "key", "last_lend", "loan", "pool")
+    __slots__ = (
+        *("__array_interface__", "__weakref__", "_keeper", "_private"),
+        *("forks", "key", "last_lend", "loan", "pool"),
+    )
     __array_interface__: dict[str, Any]
 
     def __init__(self, address: int, size_bytes: int, keeper: object) -> None:
@@ -56,6 +62,8 @@ class Memory:
         self.last_lend = 0
         self.key: Any = None  # what the other side of a shared buffer calls it
         self.forks = 0
+        self._private = False
+        _memories[address] = self
 
     def __len__(self) -> int:
         size: int = self.__array_interface__["shape"][0]
@@ -74,7 +82,73 @@ class Memory:
         if size_bytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)  # one fault for 512 pages
         view = np.frombuffer(pages, np.uint8)
-        return cls(view.__array_interface__["data"][0], size_bytes, view)
+        memory = cls(view.__array_interface__["data"][0], size_bytes, view)
+        memory._private = True
+        return memory
+
+    def lock_pages(self, lock: Callable[[int, int], bool], unlock: Callable[[int], object]) -> bool:
+        """Page-lock the buffer, if that is not done yet; say whether it is locked now.
+
+        Args:
+            lock: locks the pages of (address, size in bytes), and says whether it could.
+            unlock: undoes that for an address; called before the buffer is unmapped.
+        """
+        if isinstance(self._keeper, _PageLock):
+            if not self._private or self._keeper.forks == _PageLock.forks_now:
+                return True
+            # A fork shares private pages until one side writes. Before Linux 5.9 that side could be
+            # us: the device would go on reading the page that the child has now.
+            self._keeper = self._keeper.release()
+        locked = lock(self.address, len(self))
+        if locked:
+            self._keeper = _PageLock(self.address, unlock, self._keeper)
+        return locked
+
+
+class _PageLock:
+    """Unlocks pages when it dies, and lets go of what unmaps them after that."""
+
+    forks_now = 0  # of this process
+
+    def __init__(self, address: int, unlock: Callable[[int], object], keeper: object) -> None:
+        self._address = address
+        self._unlock = unlock
+        self._keeper = keeper
+        self._pid = os.getpid()
+        self._getpid = os.getpid  # module globals may be gone when this is wanted
+        self.forks = _PageLock.forks_now
+
+    def release(self) -> object:
+        """Unlock now; return what unmaps the pages."""
+        self._unlock(self._address)
+        self._pid = -1
+        return self._keeper
+
+    def __del__(self) -> None:
+        if self._pid == self._getpid():  # in a forked child the device's library does not work
+            self._unlock(self._address)
+
+
+def _after_fork_in_parent() -> None:
+    _PageLock.forks_now += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_after_fork_in_parent)
+
+# All buffers by their addresses, for who has but a tensor: NumPy's token is out of its reach.
+_memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+
+
+def memory_at(address: int) -> Memory | None:
+    """Return the buffer that an address lies in, None if it is not in one of ours."""
+    memory = _memories.get(address)
+    if memory is not None:
+        return memory
+    for memory in list(_memories.values()):  # some dozens: only slices of blocks come here
+        if 0 <= address - memory.address < len(memory):
+            return memory
+    return None
 
 
 class _Loan(weakref.ref[np.ndarray]):

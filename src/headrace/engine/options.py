@@ -37,6 +37,8 @@ class Options:
     dataset_length: int | None = None
     order_length: Callable[[], int | None] = lambda: None
     order_name: str = ""
+    prefetch_bytes: int | None = None
+    max_errors: int | None = None
 
     @property
     def in_workers(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
+
+from headrace.notices import warn_user
 
 
 def pin_device(pin_memory: bool, device: str) -> str | None:
@@ -12,19 +12,17 @@ def pin_device(pin_memory: bool, device: str) -> str | None:
     if not pin_memory:
         return None
     if device:
-        warnings.warn(
+        warn_user(
             f"pin_memory_device is deprecated, the current accelerator will be used as the device,"
             f"ignore pin_memory_device='{device}'.",
-            stacklevel=5,
         )
     accelerator = torch.accelerator.current_accelerator() if _has_accelerator() else None
     if accelerator is None or accelerator.type == "mps":
         what = "supported on MPS now" if accelerator is not None else None
-        warnings.warn(
+        warn_user(
             "'pin_memory' argument is set as true but "
             + (f"not {what}, " if what else "no accelerator is found, then ")
             + "device pinned memory won't be used.",
-            stacklevel=5,
         )
         return None
     return accelerator.type

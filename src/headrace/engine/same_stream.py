@@ -7,7 +7,6 @@ are equal, and their content could have differed, the user hears of it, once a l
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from headrace.data.gather import Array
+from headrace.notices import warn_user
 
 _PAIRS = 16  # of equal batches that say nothing, then it is constant data
 
@@ -48,7 +48,7 @@ class SameStream:
         self._firsts.append(_checksum(map(_first, content)))
         if any(map(_varies, content)) or len(set(self._firsts)) > 1:
             self.over = True
-            warnings.warn(_text(workers), stacklevel=6)
+            warn_user(_text(workers))
         elif len(self._firsts) == _PAIRS:
             self.over = True
 

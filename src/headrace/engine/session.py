@@ -6,15 +6,16 @@ A copy of a loader, pickled or forked, begins with a new one.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from headrace.engine.epochs import Engine
 from headrace.engine.lease import Pool
 from headrace.engine.options import Options
 from headrace.engine.packing import decode
-from headrace.engine.plan import Engine
 from headrace.engine.shared import Home
 from headrace.engine.state import FINISHED, FRESH, Progress, Shape, check, describe
 from headrace.engine.stats import Counters, Totals
@@ -34,6 +35,7 @@ class Session:
         self._progress: Progress | None = None
         self._counters = Counters()
         self.kept_global_batch: int | None = None  # of a state that other ranks saved
+        self._engine: weakref.ref[Engine] | None = None  # workers end with their iterator
         self._round = 0  # epochs begun, over all restarts
         self._loaded: dict[str, Any] | None = None
         if inherited is not None:
@@ -65,7 +67,13 @@ class Session:
     def _began(self, engine: Engine, counters: Counters) -> None:
         # The loader's state is that of its latest iterator, also when that is gone.
         self._progress, self._counters, self._loaded = engine.progress, counters, None
+        self._engine = weakref.ref(engine)
         self._round += 1
+
+    def last_indices(self) -> list[Any] | None:
+        """Return the dataset indices of the batch handed out last, where they are known."""
+        engine = None if self._engine is None else self._engine()
+        return None if engine is None else engine.last_indices()
 
     def state(self, shape: Shape, generators: Sequence[torch.Generator]) -> dict[str, Any]:
         """Return where the loader stands."""

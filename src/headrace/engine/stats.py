@@ -7,6 +7,8 @@ import weakref
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from headrace.engine.skip import SkippedSample
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -15,8 +17,8 @@ class Statistics:
     Attributes:
         path: how batches are made: ``"gather"`` (columns, in this process), ``"gather-thread"``
             (columns, one background thread), ``"inline"`` (samples, in this process),
-            ``"process"`` (samples, in worker processes) or ``"torch"`` (torch's own machinery).
-            Empty before the first epoch.
+            ``"thread"`` (samples, in threads of this process), ``"process"`` (samples, in worker
+            processes) or ``"torch"`` (torch's own machinery). Empty before the first epoch.
         epochs: iterations begun.
         batches: batches handed out.
         samples: samples in them.
@@ -25,6 +27,9 @@ class Statistics:
         fetch_s: seconds spent in making batches, summed over workers.
         restarts: workers that died and were replaced.
         moved: tasks that went from a slow worker to an idle one.
+        skipped: samples that raised and were left out, with ``on_error="skip"``.
+        skipped_samples: the first thousand of them: index, key and exception.
+        why: with ``num_workers="auto"``, what was measured and what was chosen for it.
     """
 
     path: str
@@ -36,6 +41,12 @@ class Statistics:
     fetch_s: float
     restarts: int
     moved: int
+    skipped: int = 0
+    skipped_samples: tuple[SkippedSample, ...] = ()
+    why: str = ""
+
+
+_LISTED = 1000  # entries of skipped_samples: exceptions hold text, and epochs are many
 
 
 class Totals:
@@ -43,6 +54,7 @@ class Totals:
 
     def __init__(self) -> None:
         self._epochs = 0
+        self.why = ""
         self._past: list[Statistics] = []
         self._live: list[tuple[weakref.ref[Any], Counters]] = []
 
@@ -59,18 +71,20 @@ class Totals:
     def snapshot(self) -> Statistics:
         """Return the sum over all iterators."""
         total = _sum([*self._past, *(counters.snapshot() for _, counters in self._live)])
-        return replace(total, epochs=self._epochs)
+        return replace(total, epochs=self._epochs, why=self.why)
 
 
 def _sum(parts: list[Statistics]) -> Statistics:
     """Add statistics up; the path is that of the latest."""
     total = Statistics("", 0, 0, 0, 0, 0.0, 0.0, 0, 0)
+    words = {"path", "why"}
     for part in parts:
         sums = {
             f.name: getattr(total, f.name) + getattr(part, f.name)
             for f in fields(Statistics)
-            if f.name != "path"
+            if f.name not in words
         }
+        sums["skipped_samples"] = sums["skipped_samples"][:_LISTED]
         total = Statistics(path=part.path or total.path, **sums)
     return total
 
@@ -85,11 +99,13 @@ class Counters:
     def __init__(self) -> None:
         self.path = ""
         self.batches = 0
-        self.failed = 0  # steps that raised instead of giving a batch
+        self.failed = 0  # steps that raised, or lost all their samples, and gave no batch
         self.wait_s = 0.0
         self.fetch_s = 0.0
         self.restarts = 0
         self.moved = 0
+        self.skipped = 0
+        self.skipped_samples: list[SkippedSample] = []
         self._settled = (0, 0, 0)  # batches, samples and bytes before the present kind of batch
         self._each = (0, 0)
 
@@ -111,6 +127,11 @@ class Counters:
         self.set_batch(samples, size_bytes)
         self.batches += 1
 
+    def add_skipped(self, samples: tuple[SkippedSample, ...]) -> None:
+        """Count samples that were left out."""
+        self.skipped += len(samples)
+        self.skipped_samples += samples[: _LISTED - len(self.skipped_samples)]
+
     def _totals(self) -> tuple[int, int]:
         batches, samples, size_bytes = self._settled
         count = self.batches - batches
@@ -129,4 +150,6 @@ class Counters:
             fetch_s=self.fetch_s,
             restarts=self.restarts,
             moved=self.moved,
+            skipped=self.skipped,
+            skipped_samples=tuple(self.skipped_samples),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from headrace.engine.skip import SkippedSample
+
 
 class Task(NamedTuple):
     """One batch to make: which samples, and the seed of the generators they may draw from.
@@ -21,7 +23,8 @@ class Task(NamedTuple):
 class Done(NamedTuple):
     """A task's batch, and what it took.
 
-    ``state`` is that of an iterable dataset behind this batch, where it can say it.
+    ``state`` is that of an iterable dataset behind this batch, where it can say it. ``skipped`` are
+    the samples that were left out; where no other is left there is no batch, and ``samples`` is 0.
     """
 
     step: int
@@ -30,6 +33,7 @@ class Done(NamedTuple):
     size_bytes: int
     fetch_s: float
     state: Any = None
+    skipped: tuple[SkippedSample, ...] = ()
 
 
 class Failed(NamedTuple):

@@ -10,9 +10,10 @@ from typing import Any
 from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.order import Tasks
 from headrace.engine.same_stream import SameStream
+from headrace.engine.skip import SkippedSample
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, Task
-from headrace.errors import WorkerDiedError, WorkerTimeoutError
+from headrace.errors import TooManySkippedError, WorkerDiedError, WorkerTimeoutError
 
 # A task that has not been started behind one that runs for longer may move to an idle worker.
 SLOW_S = 0.2
@@ -29,6 +30,8 @@ class Policy:
     batch that leaves: its worker, and the dataset's state behind it; ``to_replay`` counts the
     batches that a worker without a state has to make again. ``on_step`` hears of each step that
     leaves, where they may leave out of order. ``same_stream`` compares the streams.
+    ``ahead_bytes`` bounds what is made before it is asked for, to within one batch;
+    ``max_skipped`` the samples that may be left out.
     """
 
     depth: int = 1
@@ -44,6 +47,8 @@ class Policy:
     on_stream: Callable[[int, Any], None] | None = None
     on_step: Callable[[int], None] | None = None
     same_stream: SameStream | None = None
+    ahead_bytes: int | None = None
+    max_skipped: int | None = None
 
 
 class Window:
@@ -71,7 +76,12 @@ class Window:
         self._restarts = 0
         self._failed_samplings = 0
         self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
-        self._broken = ""  # what ended the epoch for good
+        self._indices: dict[Hashable, Any] = {}  # of the steps in flight
+        self._last: Any = None
+        self._left_out: tuple[SkippedSample, ...] = ()
+        self._broken: Exception | None = None  # what ended the epoch for good
+        self._ready_bytes = 0
+        self._largest_bytes = 0  # of the batches so far: what one in flight may come to
         if policy.same_stream is not None:
             policy.same_stream.begin()
         if policy.eager:
@@ -82,9 +92,21 @@ class Window:
 
     def __next__(self) -> Any:
         """Return the next batch, or raise what user code raised while making it."""
+        while True:
+            result = self._leave()
+            if result.skipped:
+                self._count_skipped(result)
+            if result.samples or not result.skipped:
+                self._left_out = result.skipped
+                self._counters.add_batch(result.samples, result.size_bytes)
+                return result.batch
+            self._counters.failed += 1  # all its samples were skipped: there is no batch
+
+    def _leave(self) -> Done:
+        """Wait for the result whose turn it is, and ask for others; raise what it raised."""
         started = self._counters.clock()
-        if self._broken:
-            raise WorkerDiedError(self._broken)
+        if self._broken is not None:
+            raise self._broken
         if self._due:
             self._backend.check()
         result = self._next_result(started) if self._policy.eager else self._run_next()
@@ -103,8 +125,22 @@ class Window:
             finally:
                 del error  # the traceback holds this frame: no circle through it
         self._counters.fetch_s += result.fetch_s
-        self._counters.add_batch(result.samples, result.size_bytes)
-        return result.batch
+        return result
+
+    def _count_skipped(self, result: Done) -> None:
+        self._counters.add_skipped(result.skipped)
+        limit, count = self._policy.max_skipped, self._counters.skipped
+        if limit is None or count <= limit:
+            return
+        last = result.skipped[-1]
+        self._counters.failed += 1
+        self._broken = TooManySkippedError(
+            f"{count} samples of this epoch raised, and max_errors={limit} allows {limit} to be "
+            f"skipped. The last was at index {last.index!r}: {last.exception!r}. "
+            f"loader.statistics().skipped_samples lists them."
+        )
+        self.close()
+        raise self._broken from last.exception
 
     def _run_next(self) -> Done | Failed:
         """Run the next task here and now: nothing is in flight, and nothing can overtake."""
@@ -113,6 +149,7 @@ class Window:
             task = self._of_stream(task, 0, self._numbers[0])
             self._numbers[0] += 1
         self._backend.submit(0, task)
+        self._last = task.indices
         event = self._backend.get(None)
         assert isinstance(event, Finished)
         result = event.result
@@ -150,6 +187,9 @@ class Window:
             step = next(iter(self._ready))
             self._due.remove(step)
         result = self._ready.pop(step)
+        self._last = self._indices.pop(step, None)
+        if isinstance(result, Done):
+            self._ready_bytes -= result.size_bytes
         if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
             worker, state = self._streams.pop(step), None
             if isinstance(result, Done):
@@ -159,12 +199,31 @@ class Window:
             self._policy.on_stream(worker, state)
         return result
 
+    def last_indices(self) -> list[Any] | None:
+        """Return the indices of the batch that left last; None for an iterable dataset."""
+        if self._last is None or not isinstance(self._last, (list, tuple)):
+            return None if self._last is None else [self._last]
+        indices = list(self._last)
+        for sample in self._left_out:
+            indices.remove(sample.index)
+        return indices
+
     # Submission
 
     def _top_up(self, depth: int) -> None:
-        while len(self._due) < depth and self._active:
+        while len(self._due) < depth and self._active and self._has_room():
             if not self._submit_next(self._next_worker()):
                 return
+
+    def _has_room(self) -> bool:
+        """Say whether one more batch may be made ahead, in bytes."""
+        limit = self._policy.ahead_bytes
+        if limit is None or not self._due:
+            return True
+        if not self._largest_bytes:
+            return False  # the first tells what they weigh
+        in_flight = sum(map(len, self._given))
+        return self._ready_bytes + in_flight * self._largest_bytes < limit
 
     def _submit_next(self, worker: int) -> bool:
         """Ask the sampler for a task and give it to ``worker``; say whether there was one."""
@@ -180,6 +239,7 @@ class Window:
             return False
         self._turn = (self._turn + 1) % len(self._active)
         self._due.append(task.step)
+        self._indices[task.step] = task.indices
         if self._policy.iterable:
             task = self._of_stream(task, worker, self._numbers[worker])
             self._numbers[worker] += 1
@@ -229,6 +289,9 @@ class Window:
         task = self._given[worker].popleft()
         self._since[worker] = self._counters.clock()
         self._ready[task.step] = result
+        if isinstance(result, Done):
+            self._ready_bytes += result.size_bytes
+            self._largest_bytes = max(self._largest_bytes, result.size_bytes)
         if self._policy.iterable and isinstance(result, Done) and result.state is not None:
             self._states[worker] = result.state
             self._done[worker].clear()
@@ -271,7 +334,7 @@ class Window:
         for task in waiting:
             self._give(self._least_busy(idle), task)
             self._counters.moved += 1
-        while len(self._due) < 2 * self._policy.depth:
+        while len(self._due) < 2 * self._policy.depth and self._has_room():
             free = [w for w in idle if not self._given[w]]
             turn = self._active[self._turn]
             # Only what would have waited behind a slow task goes to another than its own worker.
@@ -315,7 +378,8 @@ class Window:
             worker = died.worker
             self._backend.replace(worker, self._done[worker], self._states[worker])
         except BaseException as error:  # there is no way on without this worker
-            self._broken = str(error) or f"starting a worker again ended in {error!r}"
+            text = str(error) or f"starting a worker again ended in {error!r}"
+            self._broken = WorkerDiedError(text)
             self._backend.close()
             raise
 

@@ -7,7 +7,6 @@ import errno
 import os
 import pickle
 import signal
-import warnings
 from collections import deque
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -17,6 +16,7 @@ from headrace.engine.backends.base import Died
 from headrace.engine.shared import Imports
 from headrace.engine.worker import Setup
 from headrace.errors import WorkerStartError
+from headrace.notices import warn_user
 
 
 class Worker:
@@ -94,7 +94,7 @@ def explain_start(error: BaseException, setup: Setup) -> None:
         f"must be importable by name: write it at the top level of a module, or use "
         f"multiprocessing_context='fork'."
     )
-    warnings.warn(text, stacklevel=8)
+    warn_user(text)
     error.add_note(text)
 
 

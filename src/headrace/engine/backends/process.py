@@ -18,7 +18,6 @@ import select
 import socket
 import threading
 import time
-import warnings
 from collections import deque
 from typing import Any
 
@@ -39,6 +38,7 @@ from headrace.engine.task import Done, Failed, Task
 from headrace.engine.wire_errors import WrappedError
 from headrace.engine.worker import Setup, interpreter_main, worker_main
 from headrace.errors import WorkerStartError
+from headrace.notices import warn_user
 
 _IN, _OUT = select.POLLIN, select.POLLOUT
 
@@ -280,7 +280,7 @@ class ProcessBackend(Backend):
         elif kind == wire.BUFFERS:
             self._import(worker, message[1], descriptors)
         elif kind == wire.NOTICE:
-            warnings.warn(message[1], stacklevel=6)
+            warn_user(message[1])
         else:
             _, result, forgotten = message
             if isinstance(result, Done):

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from headrace.engine.backends.ending import GRACE_S, backends, end_together
 from headrace.engine.fetch import Fetcher
 from headrace.engine.task import Failed, Result, Task
 from headrace.engine.worker_info import look_at_threads, set_thread_info, worker_info
+from headrace.notices import warn_user
 
 
 class ThreadSetup(NamedTuple):
@@ -192,12 +192,11 @@ class ThreadBackend(Backend):
                 continue
             thread.join(max(0.0, self._deadline - time.monotonic()))
             if thread.is_alive():
-                warnings.warn(
+                warn_user(
                     f"{thread.name} did not end within {GRACE_S:g} s. A thread cannot be killed: "
                     f"it leaves when its sample is done, or with the process; "
                     f"backend='process' can end it. It stands at\n{_stack(thread)}",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
     def abandon(self) -> None:
