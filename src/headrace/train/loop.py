@@ -168,7 +168,9 @@ class Fit:
             if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
                 updater.scheduler.step()
             position.step += 1
-            self.unread.append(_Unread(position.step, loss, total, updater.norm, group, indices))
+            self.unread.append(
+                _Unread(position.step, loss, agreed.weight, updater.norm, group, indices)
+            )
             if len(self.unread) >= trainer.log_every:
                 self._read()
             elif len(self.unread) * size_bytes(group) > _KEPT_BYTES:
