@@ -14,6 +14,7 @@ from headrace.data.compose import (
 )
 from headrace.data.gather import Gatherer, Leaf, columns
 from headrace.data.images import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, FashionMNIST, ImageFolder
+from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
 from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
@@ -42,6 +43,7 @@ __all__ = [
     "MappedStream",
     "ParquetDataset",
     "RowGroupSampler",
+    "SharedList",
     "SlidingWindows",
     "Source",
     "StackDataset",
