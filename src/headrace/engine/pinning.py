@@ -1,10 +1,22 @@
-"""Which accelerator batches are copied to page-locked memory for."""
+"""Page-locked memory: for which accelerator, and the leases that are locked for copies to it.
+
+``pin_memory=True`` copies batches to torch's own page-locked memory, because the *user* copies from
+there: torch's allocator keeps it back until copies on any stream are done. Only copies that
+headrace issues itself (``device=``) read leases, which are locked where they are.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import torch
 
+from headrace.engine.lease import memory_at
+from headrace.errors import OptionError
 from headrace.notices import warn_user
+
+_PORTABLE = 1  # cudaHostRegisterPortable: locked for all devices
 
 
 def pin_device(pin_memory: bool, device: str) -> str | None:
@@ -30,3 +42,70 @@ def pin_device(pin_memory: bool, device: str) -> str | None:
 
 def _has_accelerator() -> bool:
     return bool(torch.accelerator.is_available())
+
+
+def target_device(device: str | int | torch.device | None) -> torch.device | None:
+    """Return the device that batches should arrive on, None where that is the CPU.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    if device is None:
+        return None
+    try:
+        target = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device={device!r} is no device: {reason}. Write DataLoader(..., device='cuda')."
+        ) from None
+    if target.type == "cpu":
+        return None
+    if target.type == "meta":
+        return target
+    try:
+        count = torch.get_device_module(target).device_count()
+    except (RuntimeError, AttributeError):
+        count = 0
+    kind = target.type
+    if count == 0:
+        raise OptionError(
+            f"device={str(device)!r} is not here: torch sees no {kind} device on this machine. "
+            f"Write DataLoader(..., device='cpu'), or leave device= out."
+        )
+    if target.index is not None and target.index >= count:
+        last = "" if count == 1 else f" to {kind}:{count - 1}"
+        raise OptionError(
+            f"device={str(device)!r} is not here: torch sees {kind}:0{last}. "
+            f"Write DataLoader(..., device='{kind}:0')."
+        )
+    return target
+
+
+class CudaPages:
+    """Page-locks the leases that tensors lie in, so that a copy of them need not wait.
+
+    Args:
+        cudart: the CUDA runtime, ``torch.cuda.cudart()``.
+    """
+
+    def __init__(self, cudart: Any) -> None:
+        self._cudart = cudart
+        self._may_lock = True
+
+    def lock_under(self, tensor: torch.Tensor) -> bool:
+        """Page-lock the lease that a CPU tensor lies in; False where it lies in none."""
+        if not self._may_lock:
+            return False
+        memory = memory_at(tensor.data_ptr())
+        return memory is not None and memory.lock_pages(self._lock, self._cudart.cudaHostUnregister)
+
+    def _lock(self, address: int, size_bytes: int) -> bool:
+        if self._cudart.cudaHostRegister(address, size_bytes, _PORTABLE) == 0:
+            return True
+        # No more memory may be locked here, or none at all: from now on batches go through torch's
+        # page-locked memory. CUDA keeps the error for whatever is launched next; be that one.
+        self._may_lock = False
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
+        return False
