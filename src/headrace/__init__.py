@@ -38,6 +38,7 @@ from headrace.data.gather import Gatherer, Leaf, columns
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.windows import SlidingWindows
+from headrace.engine.skip import SkippedSample
 from headrace.engine.stats import Statistics
 from headrace.errors import (
     ArrayMismatchError,
@@ -56,6 +57,7 @@ from headrace.errors import (
     SourceChangedError,
     SourceError,
     StateError,
+    TooManySkippedError,
     TrainingError,
     TruncatedFileError,
     WorkerDiedError,
@@ -116,6 +118,7 @@ __all__ = [
     "SequentialSampler",
     "ShapeMismatchError",
     "SharedList",
+    "SkippedSample",
     "SlidingWindows",
     "SourceChangedError",
     "SourceError",
@@ -127,6 +130,7 @@ __all__ = [
     "SubsetRandomSampler",
     "TaskRng",
     "TensorDataset",
+    "TooManySkippedError",
     "TrainingError",
     "TruncatedFileError",
     "WeightedRandomSampler",

@@ -13,6 +13,7 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from headrace.data.shard import check_divisible, shard_of
+from headrace.engine.auto import choose, trial_batches
 from headrace.engine.fetch import Recipe
 from headrace.engine.options import Options, count_of, one_of, worker_context
 from headrace.engine.ranks import ShardOption, which_rank
@@ -44,7 +45,10 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         sampler: iterable of dataset indices, instead of ``shuffle``.
         batch_sampler: iterable of lists of indices, instead of ``batch_size``, ``shuffle``,
             ``sampler`` and ``drop_last``.
-        num_workers: worker processes; 0 loads in this process.
+        num_workers: worker processes; 0 loads in this process. ``"auto"`` times a few batches when
+            the first iterator is asked for, takes this thread, threads or processes (``backend=``
+            narrows it down) within the cores there are, and says why in ``statistics().why``. The
+            dataset must then bear being read by several threads.
         collate_fn: makes a batch of a list of samples.
         pin_memory: copy batches to page-locked memory, for an accelerator.
         drop_last: leave out a last batch that is smaller.
@@ -92,7 +96,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         shuffle: bool | None = None,
         sampler: Any = None,
         batch_sampler: Any = None,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -116,6 +120,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         on_error: Literal["raise", "skip"] = "raise",
         max_errors: int | None = None,
     ) -> None:
+        measure = num_workers == "auto"
+        workers: Any = 1 if measure else num_workers  # one: what only workers have is allowed
         try:
             super().__init__(
                 dataset,
@@ -123,7 +129,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 shuffle,
                 sampler,
                 batch_sampler,
-                num_workers,
+                workers,
                 collate_fn,
                 pin_memory,
                 drop_last,
@@ -154,13 +160,16 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"max_errors={max_errors} counts skipped samples, and on_error={on_error!r} skips "
                 f"none. Write DataLoader(..., on_error='skip', max_errors={max_errors})."
             )
-        if backend in ("process", "thread") and not num_workers:
+        if measure:
+            self.num_workers = 0
+        self._auto = self._to_measure = measure
+        if backend in ("process", "thread") and not workers:
             kind = "processes" if backend == "process" else "threads"
             raise OptionError(
                 f"backend={backend!r} needs worker {kind}, but num_workers is 0. "
                 f"Write DataLoader(..., num_workers=2, backend={backend!r})."
             )
-        if backend == "thread" and num_workers > 1 and isinstance(dataset, IterableDataset):
+        if backend == "thread" and workers > 1 and isinstance(dataset, IterableDataset):
             check_divisible(dataset, "threads, which share it")
         if type(self.sampler) is TorchRandomSampler and sampler is None:
             self._shuffle_large(self.sampler)
@@ -298,9 +307,11 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
             self._session.totals.counters_of(self).path = "torch"
             return super()._get_iterator()
+        if self._to_measure:
+            self._choose_workers()
         if self._uses_processes:
             self.check_worker_number_rationality()
-        elif self.timeout and not self.num_workers:
+        elif self.timeout and not self.num_workers and not self._auto:
             raise AssertionError(
                 f"timeout={self.timeout} needs workers to wait for. Write DataLoader(..., "
                 f"num_workers=1, timeout={self.timeout}), or leave it out."
@@ -308,6 +319,16 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         if not self._session.pool.is_mine():
             self._session = Session(self._session)  # what is there was inherited by a fork
         return LoaderIterator(self)
+
+    def _choose_workers(self) -> None:
+        """Settle ``num_workers="auto"``, once."""
+        self._to_measure = False
+        length = None if isinstance(self.dataset, IterableDataset) else len(self)
+        size = batch_size_of(self.batch_sampler) if self.batch_sampler is not None else None
+        trial = partial(trial_batches, self.dataset, size or 32 if self._auto_collation else None)
+        choice = choose(self._options().recipe, trial, length, self.backend, self.worker_init_fn)
+        self.backend, self.num_workers = choice.backend, choice.num_workers
+        self._session.totals.why = choice.why
 
     @property
     def _workers(self) -> int:

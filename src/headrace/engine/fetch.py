@@ -212,15 +212,21 @@ class Fetcher:
         while samples:
             try:
                 return self._collated(samples, indices), len(samples)
-            except CollateError as error:
-                if not error.positions or len(samples) != len(indices):
-                    raise
+            except Exception as error:
                 samples = list(samples)
-                odd = odd_one(error, samples, self._collate)
-                error.indices = (indices[odd],)
+                odd = odd_one(error, samples, self._collate) if self._blames_samples else None
+                if odd is None or len(samples) != len(indices):
+                    raise
+                if isinstance(error, CollateError):
+                    error.indices = (indices[odd],)
                 self._skipped.append(skipped(indices.pop(odd), error))
                 del samples[odd]
         return None, 0
+
+    @property
+    def _blames_samples(self) -> bool:
+        # The default one fails because of samples; a user's may fail for any reason.
+        return self._collate is default_collate
 
     def _those_that_do_not_raise(self, indices: list[Any]) -> tuple[list[Any], list[Any]]:
         samples, good = [], []

@@ -34,23 +34,30 @@ def skipped(index: Any, error: BaseException) -> SkippedSample:
     return SkippedSample(index, key, portable)
 
 
-def odd_one(error: CollateError, samples: Sequence[Any], collate: Callable[[Any], Any]) -> int:
-    """Return the position of the sample that does not fit the others.
+def odd_one(error: Exception, samples: Sequence[Any], collate: Callable[[Any], Any]) -> int | None:
+    """Return the position of the sample that does not fit the others, None where there is none.
 
     Where two do not fit each other, a third decides; where there is none, it is the later one.
     """
+    if not isinstance(error, CollateError) or not error.positions:
+        return next((n for n in range(len(samples)) if not _collates([samples[n]], collate)), None)
     last = max(error.positions)
     if len(error.positions) == 1:
         return last
     thirds = [n for n in range(len(samples)) if n not in error.positions]
     for third in thirds:
         for mate in sorted(error.positions):
-            try:
-                collate([samples[third], samples[mate]])
-            except CollateError:
-                continue
-            return next((n for n in error.positions if n != mate), mate)
+            if _collates([samples[third], samples[mate]], collate):
+                return next((n for n in error.positions if n != mate), mate)
     return last
+
+
+def _collates(samples: list[Any], collate: Callable[[Any], Any]) -> bool:
+    try:
+        collate(samples)
+    except Exception:
+        return False
+    return True
 
 
 def warn_of_skipped(count: int, examples: Sequence[SkippedSample]) -> None:

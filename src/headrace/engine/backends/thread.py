@@ -10,6 +10,7 @@ ends, and ends with the process.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
@@ -261,16 +262,29 @@ class _Worker:
     def make(self, task: Task) -> Result:
         try:
             if self._failure is not None:
-                raise self._failure
+                # A copy: what is raised in the loop leads to the loop's iterator, and kept here
+                # would keep it.
+                return self._noted(Failed(task.step, _copied(self._failure)))
             assert self._fetcher is not None
             result = self._fetcher(task)
         except BaseException as error:  # sys.exit() in user code ends the program, not the thread
             result = Failed(task.step, error)
+        return self._noted(result)
+
+    def _noted(self, result: Result) -> Result:
         if isinstance(result, Failed):
             note = f"headrace: in DataLoader worker thread {self._setup.worker}"
             if note not in getattr(result.error, "__notes__", ()):
                 result.error.add_note(note)
         return result
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        twin = copy.copy(error)
+    except Exception:  # its class wants other arguments
+        twin = RuntimeError(f"{type(error).__name__}: {error}")
+    return twin.with_traceback(error.__traceback__)
 
 
 def _use_one_core(torch_threads: int) -> None:

@@ -1,0 +1,68 @@
+"""``loader.last_indices()``: which samples the batch in hand was made of."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, SequentialSampler
+
+import headrace
+from headrace import DataLoader, TensorDataset
+
+
+class Own(headrace.Dataset):
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return [torch.tensor(index)]
+
+
+DATASETS = {"columns": TensorDataset(torch.arange(50)), "samples": Own()}
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"num_workers": 2},
+    {"num_workers": 2, "backend": "thread"},
+    {"num_workers": 2, "in_order": False},
+]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("kind", DATASETS)
+def test_are_those_of_each_batch(kind, options):
+    loader = DataLoader(DATASETS[kind], batch_size=4, shuffle=True, **options)
+    assert loader.last_indices() is None
+    for _ in range(2):
+        for [batch] in loader:
+            assert loader.last_indices() == batch.tolist()
+    assert loader.last_indices() is None
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_of_a_custom_batch_sampler(kind):
+    class Mine(BatchSampler):
+        pass
+
+    sampler = Mine(SequentialSampler(range(50)), 7, False)
+    loader = DataLoader(DATASETS[kind], batch_sampler=sampler)
+    for [batch] in loader:
+        assert loader.last_indices() == batch.tolist()
+
+
+def test_columns_that_change_in_the_loop_are_gathered_again_under_the_same_indices():
+    x = torch.arange(40)
+    loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=True)
+    for n, [batch] in enumerate(loader):
+        assert loader.last_indices() == (batch % 100).tolist()
+        if n == 3:
+            x += 100
+
+
+def test_none_for_a_stream():
+    class Stream(headrace.IterableDataset):
+        def __iter__(self):
+            return iter(range(4))
+
+    loader = DataLoader(Stream())
+    for _ in loader:
+        assert loader.last_indices() is None
