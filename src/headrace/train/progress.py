@@ -41,6 +41,7 @@ class Progress:
         self._shown: Mapping[str, float] = {}
         self._done, self._steps, self._what = 0, None, "training"
         self._began = self._next = time.monotonic()
+        self._last_line = -math.inf
 
     _steps: int | None
 
@@ -87,10 +88,15 @@ class Progress:
 
     def end_epoch(self, values: Mapping[str, float]) -> None:
         """End the epoch with what it came to, which becomes a line."""
-        seconds = time.monotonic() - self._began
-        number = str(self._epoch + 1).rjust(len(str(self._epochs)))
-        text = f"epoch {number}/{self._epochs}  {_values(values)}  {_duration(seconds)}"
-        self._view.end_epoch(self._epoch + 1, text)
+        now = time.monotonic()
+        done, seconds = self._epoch + 1, now - self._began
+        self._view.end_epoch(done)
+        # A thousand epochs within a second would be a thousand lines: some of them say as much.
+        if self._epochs > _MANY and done < self._epochs and now - self._last_line < _QUICK_S:
+            return
+        self._last_line = now
+        number = str(done).rjust(len(str(self._epochs)))
+        self.message(f"epoch {number}/{self._epochs}  {_values(values)}  {_duration(seconds)}")
 
     def message(self, text: str) -> None:
         """Show a line above the bars."""
@@ -114,8 +120,8 @@ class _Nothing:
         """Show a state; return the seconds until the next drawing."""
         return math.inf
 
-    def end_epoch(self, done: int, text: str) -> None:
-        """Show the line of an epoch, the ``done``-th."""
+    def end_epoch(self, done: int) -> None:
+        """Show that so many epochs are done."""
 
     def message(self, text: str) -> None:
         """Show a line."""
@@ -127,7 +133,6 @@ class _Lines(_Nothing):
     def __init__(self, epochs: int, first_epoch: int, stream: Any) -> None:
         self._epochs, self._stream = epochs, stream
         self._epoch = first_epoch
-        self._last_line = -math.inf
 
     def begin(self, epoch: int, what: str, steps: int | None) -> float:  # noqa: ARG002
         self._epoch = epoch
@@ -138,13 +143,6 @@ class _Lines(_Nothing):
         text = f"epoch {self._epoch + 1}/{self._epochs}  {what}: step {done:,}{of}"
         self.message(f"{text}  {_values(shown)}".rstrip())
         return _LINE_EVERY_S
-
-    def end_epoch(self, done: int, text: str) -> None:
-        now = time.monotonic()
-        quick = self._epochs > _MANY and now - self._last_line < _QUICK_S
-        if not quick or done == self._epochs:
-            self.message(text)
-            self._last_line = now
 
     def message(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -169,6 +167,7 @@ class _Bars(_Nothing):
         add = self._progress.add_task
         self._outer = add("epochs", total=epochs, completed=first_epoch, shown="")
         self._inner = add("training", total=None, shown="")
+        self._drawn = -math.inf
 
     def start(self) -> None:
         self._progress.start()
@@ -178,18 +177,28 @@ class _Bars(_Nothing):
 
     def begin(self, epoch: int, what: str, steps: int | None) -> float:
         self._progress.update(self._outer, completed=epoch)
-        self._progress.reset(self._inner, total=steps, description=what, shown="")
-        self._progress.refresh()
+        self._progress.disable = True  # reset() would draw, even for epochs of a millisecond
+        self._progress.reset(self._inner, description=what, shown="")
+        self._progress.tasks[self._inner].total = steps  # reset() takes None for "as it was"
+        self._progress.disable = False
+        self._refresh()
         return _REFRESH_S
 
     def draw(self, done: int, steps: int | None, what: str, shown: Mapping[str, float]) -> float:  # noqa: ARG002
         self._progress.update(self._inner, completed=done, shown=_values(shown))
-        self._progress.refresh()
+        self._refresh()
         return _REFRESH_S
 
-    def end_epoch(self, done: int, text: str) -> None:
+    def end_epoch(self, done: int) -> None:
         self._progress.update(self._outer, completed=done)
-        self.message(text)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Draw, unless that was just done: it takes milliseconds, and epochs may take less."""
+        now = time.monotonic()
+        if now - self._drawn >= _REFRESH_S:
+            self._drawn = now
+            self._progress.refresh()
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)

@@ -62,7 +62,8 @@ class Guards:
         self._told: set[str] = set()
         self._batches = CHECKED_BATCHES  # that are still to be looked at
         self._backwards = 0
-        self._without: set[str] | None = None
+        self._without: set[str] | None = None  # parameters without a gradient, in all steps so far
+        self._told_without = False
         self._hooks: list[Any] = []
         self._waited: float | None = None
 
@@ -148,6 +149,8 @@ class Guards:
         if not self._scaled:
             names = nonfinite_gradients(model)
             self._tell(check_nonfinite_gradients(names, step))
+        if self._told_without:
+            return
         now = without_gradient(model, optimizer)
         self._without = now if self._without is None else self._without & now
         # Among several processes the next step of one that misses gradients fails.
@@ -156,9 +159,10 @@ class Guards:
             self._tell_without_gradient()
 
     def _tell_without_gradient(self) -> None:
-        steps, self._backwards = self._backwards, CHECKED_BACKWARDS
+        self._told_without = True
         if self._model is not None and self._without:
-            self._tell(check_without_gradient(self._without, self._model, steps))
+            found = check_without_gradient(self._without, self._model, self._backwards)
+            self._tell(found)
         self._without = None
 
     def check_loss(

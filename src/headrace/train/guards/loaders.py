@@ -24,24 +24,29 @@ def single_rows(loader: Any) -> str | None:
     Said from sizes alone; what divides its own batches (a batch sampler, an iterable dataset,
     ranks) is not foretold.
     """
-    if type(getattr(loader, "batch_sampler", None)) is not torch_data.BatchSampler:
+    plain = type(getattr(loader, "batch_sampler", None)) is torch_data.BatchSampler
+    if not plain or getattr(loader, "shard", None) is not None or not _has_length(loader.sampler):
         return None
-    if getattr(loader, "shard", None) is not None or loader.batch_size is None:
-        return None
-    try:
-        samples = len(loader.sampler)
-    except TypeError:
-        return None
+    samples = len(loader.sampler)
     size = loader.batch_size
     if size == 1:
         return "batch_size=1 makes batches of one sample. Write DataLoader(..., batch_size=32)"
     if loader.drop_last or samples % size != 1:
         return None
+    if samples == 1:
+        return "the dataset has one sample. Give it more"
     other = next(s for s in range(size + 1, 2 * size + 3) if samples % s != 1)
     return (
         f"the last batch of an epoch has one sample ({samples:,} = {samples // size:,} x {size} "
         f"+ 1). Write DataLoader(..., drop_last=True), or another size: batch_size={other}"
     )
+
+
+def _has_length(sampler: Any) -> bool:
+    try:
+        return len(sampler) > 0
+    except TypeError:
+        return False
 
 
 def foretell_batch_norm(
