@@ -53,6 +53,7 @@ class _Bench:
     help: str
     module: str
     extras: tuple[tuple[str, str], ...] = ()
+    needs_gpu: bool = False
 
 
 _BENCHES = {
@@ -62,12 +63,21 @@ _BENCHES = {
     "workers": _Bench(
         "Batches made by worker processes: throughput, start, end (some minutes).", "workers"
     ),
+    "threads": _Bench(
+        "Worker threads beside loops that do nothing but the work (about a minute).", "threads"
+    ),
+    "auto": _Bench('num_workers="auto" beside every fixed setting (about 2 minutes).', "auto"),
     "batching": _Bench(
         "Length buckets, packed rows, weights: padding, planning, draws (about a minute, 4 GB).",
         "batching",
     ),
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
+    ),
+    "device": _Bench(
+        "Copies to a CUDA device: of the link, behind a step, every value (about a minute).",
+        "device",
+        needs_gpu=True,
     ),
 }
 
@@ -96,7 +106,17 @@ def all_benches(
 ) -> None:
     """Measure all of them, one after the other."""
     with one_line_errors("headrace bench all"):
-        _run(list(_BENCHES), quick=quick, full=full, rounds=rounds, as_json=as_json)
+        _run(_all_that_run_here(), quick=quick, full=full, rounds=rounds, as_json=as_json)
+
+
+def _all_that_run_here() -> list[str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return list(_BENCHES)
+    left_out = [name for name, about in _BENCHES.items() if about.needs_gpu]
+    print(f"left out, for want of a CUDA device: {', '.join(left_out)}", file=sys.stderr)
+    return [name for name in _BENCHES if name not in left_out]
 
 
 def _run(
