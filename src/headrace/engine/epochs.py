@@ -191,11 +191,11 @@ class Engine:
     def end_epoch(self) -> None:
         """Called when the batches are used up: workers that do not persist leave."""
         self.progress.finished = True
+        if not self._options.persistent:
+            self.close()
         if self._counters.skipped:
             counters = self._counters
             warn_of_skipped(counters.skipped, counters.skipped_samples)
-        if not self._options.persistent:
-            self.close()
 
     def close(self) -> None:
         """End everything that was started."""
