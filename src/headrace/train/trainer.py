@@ -182,8 +182,11 @@ class Trainer:
             self.ranks.check_divided(val_loader, "val_loader")
         self.guards.before_fit(train_loader, val_loader)
         self.stopping = False
-        with self._mode(training=True):
-            return Fit(self, train_loader, val_loader, plan).run()
+        try:
+            with self._mode(training=True):
+                return Fit(self, train_loader, val_loader, plan).run()
+        finally:
+            self.guards.after_fit()
 
     def stop(self) -> None:
         """End the training behind the present epoch; for callbacks."""

@@ -21,6 +21,7 @@ from headrace import (
     TensorDataset,
 )
 from headrace.errors import TrainingError, TrainingWarning
+from headrace.train import Trainer
 from headrace.train.guards import Guards
 from headrace.train.guards.loaders import check_waiting, single_rows
 
@@ -55,15 +56,23 @@ def test_a_last_batch_of_one_is_foretold(loader):
     assert "batch_size=21" in str(caught.value)
 
 
-def test_the_hooks_are_gone_after_the_error():
-    model, loader = batch_norm(), DataLoader(data(101), batch_size=20)
-    guards = Guards(model, None, None)
-    guards.before_fit(loader)
-    with pytest.raises(TrainingError):
-        model(torch.rand(20, 4))
-    guards.before_fit(DataLoader(data(100), batch_size=20))
+def test_a_training_that_failed_leaves_nothing_in_the_model():
+    def fit(rows, broken=False):
+        def loss_fn(outputs, targets):
+            return 1 / 0 if broken else outputs.mean()
+
+        trainer = Trainer(model, loss_fn, torch.optim.SGD(model.parameters(), 0.1), progress=False)
+        loader = DataLoader(data(rows), batch_size=20)
+        trainer.fit(loader)
+        trainer.fit(loader)
+
+    # (batch, 2, 2): one sample is enough for this one
+    model = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(ZeroDivisionError):
+        fit(101, broken=True)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    model(torch.rand(20, 4))
+    fit(101)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_batches_of_one():

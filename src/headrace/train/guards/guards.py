@@ -83,11 +83,12 @@ class Guards:
         """Check what can be seen before the first batch."""
         if not self.on:
             return
+        self._batches, self._backwards = CHECKED_BATCHES, 0
+        self._without, self._told_without = None, False
         if self._model is not None and self._optimizer is not None:
             self._tell(check_optimizer(self._model, self._loss_fn, self._optimizer))
         if val_loader is not None:
             self._tell(check_validation(val_loader))
-        self._remove_hooks()
         if self._model is not None:
             self._hooks = foretell_batch_norm(self._model, train_loader, self._tell)
         self._waited = waited_s(train_loader)
@@ -109,7 +110,7 @@ class Guards:
             return _Explain(self, outputs, targets)
         self._batches -= 1
         if not self._batches:
-            self._remove_hooks()
+            self.after_fit()
         return _Watch(self._model, self._tell, outputs, targets)
 
     def after_backward(
@@ -214,7 +215,8 @@ class Guards:
             self._tell(check_waiting(loader, waited - self._waited, seconds))
         self._waited = waited
 
-    def _remove_hooks(self) -> None:
+    def after_fit(self) -> None:
+        """Take away what was hung into the model; to be called however the training ended."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
