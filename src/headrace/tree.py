@@ -52,7 +52,8 @@ def size_bytes(batch: Any) -> int:
     """Return the bytes of the tensors and arrays in a batch; other leaves count as nothing."""
     kind = type(batch)
     if kind is list or kind is tuple:
-        return sum([size_bytes(part) for part in batch])
+        # Lists of texts are long, and the checks below are slow for each.
+        return sum([size_bytes(part) for part in batch if type(part) is not str])
     if isinstance(batch, (torch.Tensor, np.ndarray)):
         try:
             return batch.nbytes

@@ -124,8 +124,9 @@ class TextLines(Source):
         samples = []
         files: dict[int, _OpenFile] = {}
         ends = self._ends
+        length = ends[-1]
         for index in indices:
-            place = self._place(index)
+            place = index if type(index) is int and 0 <= index < length else self._place(index)
             number = bisect_right(ends, place)
             file = files.get(number)
             if file is None:

@@ -14,7 +14,9 @@ from headrace.errors import SourceError
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SHOWN = 60
-SPACES = b" \t\r\n"
+SPACES = b" \t\r\n"  # what JSON calls whitespace
+
+_parse = json.JSONDecoder().decode  # json.loads, without looking at options each time
 
 
 class BadLineError(Exception):
@@ -105,7 +107,7 @@ def to_value(text: str) -> Any:
         BadLineError: it is none.
     """
     try:
-        return json.loads(text)
+        return _parse(text)
     except json.JSONDecodeError as error:
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
         raise BadLineError(
