@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from headrace.apply.rows import Column
@@ -65,6 +66,11 @@ class Arrow(Sink):
                 f"{column.name} is {column.dtype}, which an Arrow file cannot hold. Return its "
                 f"parts: torch.view_as_real(result)."
             )
+        if 0 in column.shape:  # Arrow divides by the length of its lists
+            raise OptionError(
+                f"{column.name} has rows of shape {column.shape}, which an Arrow file cannot hold. "
+                f"Leave out what has no elements."
+            )
         kind = self._arrow.from_numpy_dtype(dtype)
         for length in reversed(column.shape):
             kind = self._arrow.list_(kind, length)
@@ -81,7 +87,11 @@ class Arrow(Sink):
         kinds = [kind]
         while isinstance(kinds[-1], self._arrow.FixedSizeListType):
             kinds.append(kinds[-1].value_type)
-        values = self._arrow.array(part.contiguous().view(-1).numpy(), kinds.pop())
+        flat = part.contiguous().view(-1).numpy()
+        # From buffers: pyarrow.array() would import pandas, which takes seconds.
+        bits = np.packbits(flat, bitorder="little") if flat.dtype == bool else flat
+        buffers = [None, self._arrow.py_buffer(bits)]
+        values = self._arrow.Array.from_buffers(kinds.pop(), len(flat), buffers)
         while kinds:
             values = self._arrow.FixedSizeListArray.from_arrays(values, type=kinds.pop())
         return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -201,10 +202,21 @@ def _plain(leaf: Any) -> Any:
 
 
 class _Stream(torch_data.IterableDataset[Any]):
-    """The samples of a plain iterable."""
+    """The samples of a plain iterable, once; to go on, those that were taken are passed over."""
 
     def __init__(self, samples: Iterable[Any]) -> None:
         self._samples = samples
+        self._taken = 0
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._samples)
+        for sample in islice(self._samples, self._taken, None):
+            self._taken += 1
+            yield sample
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many samples were taken."""
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Pass over the samples that were taken before."""
+        self._taken = state["taken"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from headrace.apply.rows import Column
 from headrace.apply.sinks import part_path
-from headrace.data.files import written_whole
 from headrace.errors import StateError
 
 _VERSION = 1
@@ -46,6 +46,7 @@ class Notes:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._path = out.with_name(f"{out.name}.part.json")
+        self._new = self._path.with_name(f"{self._path.name}.new")
         self._due = time.monotonic() + COMMIT_EVERY_S
 
     def read(self) -> Note | None:
@@ -59,7 +60,8 @@ class Notes:
         except FileNotFoundError:
             return None
         if not part_path(self._out).exists():
-            return None  # the run was killed between its last two steps: the file is whole
+            self.remove()  # the run was killed between its last two steps: the file is whole
+            return None
         try:
             values = json.loads(text)
             columns = [Column(c["name"], c["dtype"], tuple(c["shape"])) for c in values["columns"]]
@@ -76,12 +78,16 @@ class Notes:
 
     def write(self, note: Note) -> None:
         """Replace the note; what it speaks of must be on the disk."""
-        with written_whole(self._path) as file:
+        with open(self._new, "wb") as file:
             file.write(json.dumps(asdict(note)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self._new, self._path)
         self._due = time.monotonic() + COMMIT_EVERY_S
 
     def remove(self) -> None:
         """Remove the note of a file that is finished."""
+        self._new.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
     def check(self, name: str, before: Any, now: Any) -> None:

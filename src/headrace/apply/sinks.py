@@ -188,8 +188,18 @@ class Npy(_Raw):
 class Safetensors(_Raw):
     """One ``.safetensors`` file; its format is 8 bytes of length, a JSON header, and the bytes.
 
-    See https://huggingface.co/docs/safetensors: the header may end in spaces.
+    See https://huggingface.co/docs/safetensors: the header may end in spaces. Columns with large
+    elements come first, so that all of them are aligned.
     """
+
+    def begin(self, columns: Sequence[Column], rows: int) -> None:
+        """Open the files."""
+        self._order = sorted(range(len(columns)), key=lambda n: -_item_bytes(columns[n]))
+        super().begin([columns[n] for n in self._order], rows)
+
+    def write(self, parts: Sequence[torch.Tensor]) -> None:
+        """Append the rows' bytes."""
+        super().write([parts[n] for n in self._order])
 
     def _header(self, rows: int) -> bytes:
         room = len(self._json(10**15)) + 8
@@ -229,22 +239,31 @@ def numpy_dtype(column: Column, where: str, instead: str) -> np.dtype[Any]:
 
 
 def _row_bytes(column: Column) -> int:
+    return math.prod(column.shape) * _item_bytes(column)
+
+
+def _item_bytes(column: Column) -> int:
     dtype: torch.dtype = getattr(torch, column.dtype)
-    return math.prod(column.shape) * dtype.itemsize
+    return dtype.itemsize
 
 
-_NAMES = {"bool": "BOOL", "bfloat16": "BF16", "complex64": "C64"}
+# The names of types in the format; complex128 has none.
+_NAMES = {
+    "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bfloat16": "BF16",
+    "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 
 
 def _safetensors_name(column: Column) -> str:
-    if column.dtype in _NAMES:
-        return _NAMES[column.dtype]
-    if column.dtype.startswith("float8_"):
-        return column.dtype.replace("float8_", "f8_").upper()
-    name = column.dtype.replace("uint", "u").replace("float", "f").replace("int", "i").upper()
-    if name[1:] not in ("8", "16", "32", "64"):
+    if column.dtype not in _NAMES:
         raise OptionError(
-            f"{column.name} is {column.dtype}, which a .safetensors file cannot hold. Return its "
-            f"parts: torch.view_as_real(result)."
+            f"{column.name} is {column.dtype}, which a .safetensors file cannot hold. Return it as "
+            f"another type: result.float(), or torch.view_as_real(result)."
         )
-    return name
+    return _NAMES[column.dtype]
