@@ -9,7 +9,8 @@ from torch.autograd import profiler
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
-from headrace.engine.pinning import pin_device
+from headrace.engine.pinning import pin_device, target_device
+from headrace.engine.transfer import Transfer
 from headrace.notices import warn_user
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -24,7 +25,9 @@ class LoaderIterator(Generic[_T_co]):
     def __init__(self, loader: Any) -> None:
         self._sampler = loader._index_sampler
         self._shard = loader._shard_now()
-        self._device = pin_device(loader.pin_memory, loader.pin_memory_device)
+        self._device = target_device(loader.device)
+        pinned = loader.pin_memory and self._device is None  # else they are there already
+        self._pin_for = pin_device(pinned, loader.pin_memory_device)
         self._engine = loader._session.begin(self, loader._options())
         self._workers = self._engine.workers
         self._begin(loader)
@@ -36,10 +39,12 @@ class LoaderIterator(Generic[_T_co]):
 
     def _begin(self, loader: Any) -> None:
         self._batches = self._engine.batches
+        if self._device is not None:
+            self._batches = Transfer(self._engine.batches, self._device, self._engine.peek)
         self._promised = _promised_length(loader)
         self._interrupted = False
         # Nothing to do after each batch: hand the inner iterator's batches straight out.
-        plain = self._device is None and self._promised is None
+        plain = self._pin_for is None and self._promised is None
         self._finish: Callable[[Any], Any] | None = None if plain else self._pin_and_count
 
     def __iter__(self) -> Iterator[_T_co]:
@@ -99,7 +104,7 @@ class LoaderIterator(Generic[_T_co]):
                 f"(when accessing len(dataloader)), but {self._num_yielded} samples have been "
                 f"fetched. ",
             )
-        return batch if self._device is None else pin(batch, self._device)  # type: ignore[no-untyped-call]
+        return batch if self._pin_for is None else pin(batch, self._pin_for)  # type: ignore[no-untyped-call]
 
 
 def _promised_length(loader: Any) -> tuple[Any, int] | None:

@@ -13,9 +13,11 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from headrace.data.shard import check_divisible, shard_of
+from headrace.data.tables import as_dataset
 from headrace.engine.auto import choose, trial_batches
 from headrace.engine.fetch import Recipe
 from headrace.engine.options import Options, count_of, one_of, worker_context
+from headrace.engine.pinning import target_device
 from headrace.engine.ranks import ShardOption, which_rank
 from headrace.engine.samplers import batch_size_of, generators_of, length_of, order_sampler
 from headrace.engine.session import Session
@@ -38,8 +40,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     alone. What differs from PyTorch on purpose is listed in the documentation.
 
     Args:
-        dataset: a map-style dataset (anything with ``__getitem__`` and ``__len__``), or an
-            ``IterableDataset``.
+        dataset: a map-style dataset (anything with ``__getitem__`` and ``__len__``), an
+            ``IterableDataset``, or a table: a pyarrow table, a polars or pandas frame.
         batch_size: samples a batch; None turns batching off.
         shuffle: draw a new order every epoch.
         sampler: iterable of dataset indices, instead of ``shuffle``.
@@ -78,6 +80,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             once over all ranks, ``"pad"`` repeats some, ``"drop"`` leaves some out.
         batch_transform: a function of the collated batch, run where the batch is made, on random
             numbers of its own: another augmentation for each batch.
+        device: where batches should arrive ("cuda", "cuda:1"): each is copied there on a stream
+            of its own while the loop works on the one before. None leaves them on the CPU.
         prefetch_bytes: bound on the bytes of batches that are made before they are asked for, kept
             to within one batch (the largest so far is what one in the making counts for).
         on_error: ``"skip"`` leaves samples that raise out of their batch, which is then shorter; a
@@ -116,10 +120,12 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         shard: ShardOption = None,
         uneven: Uneven = "exact",
         batch_transform: Callable[[Any], Any] | None = None,
+        device: str | int | torch.device | None = None,
         prefetch_bytes: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         max_errors: int | None = None,
     ) -> None:
+        dataset = as_dataset(dataset)
         measure = num_workers == "auto"
         workers: Any = 1 if measure else num_workers  # one: what only workers have is allowed
         try:
@@ -152,6 +158,8 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self.backend = one_of("backend", backend, ("auto", "process", "thread", "inline"))
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
+        target_device(device)  # raises where there is none
+        self.device = device
         self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
         self.on_error = one_of("on_error", on_error, ("raise", "skip"))
         self.max_errors = max_errors and count_of("max_errors", max_errors)

@@ -184,6 +184,10 @@ class Engine:
     def _begin(self, order: Order | None) -> Iterator[Any]:
         return self._plan.begin(order, self.progress, self._counters)
 
+    def peek(self) -> Any:
+        """Return the batch that leaves next if it is there already, without taking it."""
+        return self._plan.peek()
+
     def last_indices(self) -> list[Any] | None:
         """Return the dataset indices of the batch that was handed out last, where there are any."""
         return self._plan.last_indices() if self._counters.batches else None

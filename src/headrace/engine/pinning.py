@@ -101,7 +101,7 @@ class CudaPages:
         return memory is not None and memory.lock_pages(self._lock, self._cudart.cudaHostUnregister)
 
     def _lock(self, address: int, size_bytes: int) -> bool:
-        if self._cudart.cudaHostRegister(address, size_bytes, _PORTABLE) == 0:
+        if int(self._cudart.cudaHostRegister(address, size_bytes, _PORTABLE)) == 0:
             return True
         # No more memory may be locked here, or none at all: from now on batches go through torch's
         # page-locked memory. CUDA keeps the error for whatever is launched next; be that one.

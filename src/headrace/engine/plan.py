@@ -92,6 +92,10 @@ class Plan:
         self._source = window
         return window
 
+    def peek(self) -> Any:
+        """Return the batch that leaves next if it is there already, without taking it."""
+        return self._source.peek() if isinstance(self._source, Window) else None
+
     def last_indices(self) -> list[Any] | None:
         """Return the dataset indices of the batch that was handed out last, where there are any."""
         return None if self._source is None else self._source.last_indices()

@@ -199,6 +199,14 @@ class Window:
             self._policy.on_stream(worker, state)
         return result
 
+    def peek(self) -> Any:
+        """Return the batch that leaves next if it is there already, without taking it."""
+        if not self._ready or not self._due:
+            return None
+        step = self._due[0] if self._policy.in_order else next(iter(self._ready))
+        result = self._ready.get(step)
+        return result.batch if isinstance(result, Done) else None
+
     def last_indices(self) -> list[Any] | None:
         """Return the indices of the batch that left last; None for an iterable dataset."""
         if self._last is None or not isinstance(self._last, (list, tuple)):
