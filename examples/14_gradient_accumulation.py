@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from headrace import DataLoader, TensorDataset
+from headrace.train import Trainer
 
 digits = load_digits()
 images = torch.tensor(digits.data, dtype=torch.float32) / 16  # (1797, 64)
@@ -69,3 +70,10 @@ assert distance(large, parts) < 1e-5
 # 48 and of 21 samples: there the step is half as long, and the 21 count as much as the 48.
 mistaken, _ = train_in_parts(batch_size=48, accumulate=4, weigh_by_samples=False)
 print(f"with mean / 4 instead of samples:       {distance(large, mistaken):.6f}")
+
+# The same in three lines: accumulate=4, and samples are weighed right by themselves.
+model = copy.deepcopy(start)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, accumulate=4, progress=False)
+trainer.fit(DataLoader(data, batch_size=48), epochs=1)
+print(f"with Trainer(..., accumulate=4):        {distance(large, model.cpu()):.6f}")

@@ -7,6 +7,7 @@ Look at `git diff docs/examples` afterwards: what changed there changed for user
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "examples"
 
 
+def command(program: Path) -> list[str]:
+    """Return how to run an example: by torchrun, if that is what its first lines say."""
+    how = re.search(r"^torchrun (.*) examples/", program.read_text(encoding="utf-8"), re.MULTILINE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", *how[1].split()] if how else []
+    return [sys.executable, *launcher, str(program)]
+
+
 def keep(program: Path) -> None:
     """Run one example in a scratch directory, with one thread, as its test does."""
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
-            [sys.executable, program],
+            command(program),
             cwd=scratch,
             env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"},
             stdout=subprocess.PIPE,

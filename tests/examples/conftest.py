@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from .environment import clean_variables, make_environment
+
+# A program that is started by torchrun says so in its first lines.
+TORCHRUN = re.compile(r"^torchrun (.*) examples/", re.MULTILINE)
 
 Done = subprocess.CompletedProcess[str]
 
@@ -40,10 +44,21 @@ def warm(python: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def run(warm: subprocess.Popen[str], tmp_path: Path) -> Callable[[Path], Done]:
+def run(python: Path, warm: subprocess.Popen[str], tmp_path: Path) -> Callable[[Path], Done]:
     """Return a function that runs a program in an empty directory."""
 
     def run_program(program: Path) -> Done:
+        how = TORCHRUN.search(program.read_text(encoding="utf-8"))
+        if how:
+            launch = ["-m", "torch.distributed.run", "--standalone", *how[1].split()]
+            return subprocess.run(
+                [python, *launch, program],
+                cwd=tmp_path,
+                env=clean_variables(),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         assert warm.stdin is not None
         assert warm.stdout is not None
         texts = {name: tmp_path / name for name in ("stdout", "stderr")}

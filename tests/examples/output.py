@@ -4,6 +4,7 @@ import math
 import re
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+_ADVICE = ("Take ", "write ")
 
 
 def differences(found: str, wanted: str, *, measured: bool = False) -> list[str]:
@@ -11,7 +12,7 @@ def differences(found: str, wanted: str, *, measured: bool = False) -> list[str]
 
     Words and whole numbers have to be the same. Numbers with a decimal point may be off by 5 %, or
     by two in the last place shown: processors add up in different orders. With `measured`, numbers
-    are times and speeds, and may be anything.
+    are times and speeds, and may be anything; so may advice that follows from them.
     """
     ours, theirs = found.rstrip().splitlines(), wanted.rstrip().splitlines()
     problems = [
@@ -25,6 +26,8 @@ def differences(found: str, wanted: str, *, measured: bool = False) -> list[str]
 
 
 def _same(found: str, wanted: str, measured: bool) -> bool:
+    if measured and found.startswith(_ADVICE) and wanted.startswith(_ADVICE):
+        return True
     if _words(found) != _words(wanted):
         return False
     pairs = zip(_NUMBER.findall(found), _NUMBER.findall(wanted), strict=True)

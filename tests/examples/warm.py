@@ -12,7 +12,7 @@ import os
 import runpy
 import sys
 
-SLOW = ("torch._dynamo", "sklearn.datasets")
+SLOW = ("torch._dynamo", "sklearn.datasets", "lightning_fabric", "matplotlib.figure")
 
 
 def serve():
