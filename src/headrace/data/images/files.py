@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-import numpy as np
-
+from headrace.data.shared_list import SharedList
 from headrace.errors import OptionError, SampleIndexError, SourceError
 
 Sample: TypeAlias = tuple[str, int]
@@ -18,43 +17,26 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 
 class FileTable(Sequence[Sample]):
-    """Paths and classes of many files in a few arrays: 12 bytes a file and its name.
-
-    A list of a million tuples would be 200 MB that every forked worker copies bit by bit (to look
-    at a Python object is to write its reference count), and that is pickled for one that is
-    spawned.
-    """
+    """Paths and classes of many files, where workers read them without copying them."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        folders: dict[str, int] = {}
-        names: list[bytes] = []
-        folder_of = np.empty(len(samples), np.int32)
-        for number, (path, _) in enumerate(samples):
-            before, separator, name = path.rpartition(os.sep)
-            folder_of[number] = folders.setdefault(before + separator, len(folders))
-            names.append(os.fsencode(name))
-        self._folders = list(folders)
-        self._folder_of = folder_of
-        self._names = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        self.classes = np.array([target for _, target in samples], np.int32)
+        self._paths = SharedList([path for path, _ in samples])
+        self.targets = SharedList([target for _, target in samples])
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
+        try:
+            return self._paths[index], self.targets[index]
+        except SampleIndexError:
             raise SampleIndexError(
                 f"index {index} is out of range for {len(self)} images. "
                 f"Write an index from 0 to {len(self) - 1}."
-            )
-        name = self._names[self._ends[number] : self._ends[number + 1]]
-        folder = self._folders[self._folder_of[number]]
-        return folder + os.fsdecode(name), int(self.classes[number])
+            ) from None
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[number] for number in range(len(self)))
+        return zip(self._paths, self.targets, strict=True)
 
 
 def find_classes(directory: Directory) -> tuple[list[str], dict[str, int]]:

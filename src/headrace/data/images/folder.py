@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,8 +65,9 @@ class ImageFolder(VisionSource):
             (path, reason), with a warning.
 
     Images are RGB whatever the file holds, as Pillow's ``convert("RGB")`` makes them; an EXIF
-    orientation is ignored, as by torchvision. Pickling the dataset pickles paths, and those in a
-    compact form as long as ``samples`` and ``targets`` have not been asked for.
+    orientation is ignored, as by torchvision. Paths and classes are in a :class:`SharedList`, which
+    workers read without copying it, until ``samples`` and ``targets`` are asked for, which are
+    lists.
 
     Raises:
         SourceError: there is no class, or a class without an image; when a sample is asked for: a
@@ -148,7 +150,7 @@ class ImageFolder(VisionSource):
         if self._targets is None:
             files = self._files
             if isinstance(files, FileTable):
-                self._targets = files.classes.tolist()
+                self._targets = list(files.targets)
             else:
                 self._targets = [target for _, target in files]
         return self._targets
@@ -177,19 +179,23 @@ class ImageFolder(VisionSource):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Return the samples at ``indices``; images of one size are decoded into one block."""
-        if not self._makes_blocks():
+        if len(indices) == 0 or not self._makes_blocks():
             return [self[index] for index in indices]
         block = _Block(len(indices))
-        samples: list[tuple[Any, Any]] = []
-        for number, index in enumerate(indices):
-            path, target = self._files[index]
-            rows = decode(path, self.size, block.place(number))
-            image = torch.from_numpy(rows).permute(2, 0, 1)
-            samples.append(self._transformed(image, target))
-        if block.is_whole:
-            return Prestacked(samples, {0: block.batch()})
+        files = [self._files[index] for index in indices]
+        pixels = [
+            decode(path, self.size, partial(block.place, number))
+            for number, (path, _) in enumerate(files)
+        ]
+        targets = [target for _, target in files]
+        if self.target_transform is not None:
+            targets = [self.target_transform(target) for target in targets]
+        batch = block.batch()
+        if batch is not None:  # one call for all of its rows
+            return Prestacked(list(zip(batch.unbind(), targets, strict=True)), {0: batch})
         self._sizes_differ = True  # from now on no block is begun that would not be filled
-        return samples
+        images = [torch.from_numpy(rows).permute(2, 0, 1) for rows in pixels]
+        return list(zip(images, targets, strict=True))
 
     def _makes_blocks(self) -> bool:
         overridden = type(self).__getitem__ is not ImageFolder.__getitem__
@@ -228,7 +234,7 @@ class ImageFolder(VisionSource):
 
 
 class _Block:
-    """Memory for the images of a batch, as large as the first of them is."""
+    """Memory for the images of a batch, each as large as the first of them is."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -236,28 +242,20 @@ class _Block:
         self._rows: Any = None
         self._placed: set[int] = set()
 
-    def place(self, number: int) -> Callable[[int, int], Pixels]:
-        """Return where to decode image ``number``, once its size is known."""
+    def place(self, number: int, height: int, width: int) -> Pixels:
+        """Return where to decode image ``number``: in the block, if it is of the first's size."""
+        if self._block is None:
+            self._block = alloc((self._count, height, width, 3), torch.uint8)
+            self._rows = self._block.numpy()
+        if self._rows.shape[1:3] != (height, width):
+            self._placed.discard(number)
+            return fresh(height, width)
+        self._placed.add(number)
+        row: Pixels = self._rows[number]
+        return row
 
-        def find(height: int, width: int) -> Pixels:
-            if self._rows is None:
-                self._block = alloc((self._count, height, width, 3), torch.uint8)
-                self._rows = self._block.numpy()
-            if self._rows.shape[1:3] != (height, width):
-                self._placed.discard(number)
-                return fresh(height, width)
-            self._placed.add(number)
-            row: Pixels = self._rows[number]
-            return row
-
-        return find
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every image is in the block."""
-        return len(self._placed) == self._count
-
-    def batch(self) -> torch.Tensor:
-        """Return the block as a batch: (batch, 3, H, W), channels last in memory."""
-        assert self._block is not None
+    def batch(self) -> torch.Tensor | None:
+        """Return the block as a batch (batch, 3, H, W), None if an image is not in it."""
+        if self._block is None or len(self._placed) < self._count:
+            return None
         return self._block.permute(0, 3, 1, 2)
