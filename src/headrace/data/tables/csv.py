@@ -21,8 +21,8 @@ from headrace.data.tables.cache import (
     entry_of,
 )
 from headrace.data.tables.columns import places
-from headrace.data.tables.csv_convert import convert, plan_of
-from headrace.data.tables.csv_plan import Form, Wanted
+from headrace.data.tables.csv_convert import convert
+from headrace.data.tables.csv_plan import Dtype, Form, Wanted, header, make_plan
 from headrace.errors import OptionError, SourceChangedError
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -31,7 +31,7 @@ CacheDir: TypeAlias = Path | Literal[False] | None
 NULL_VALUES = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 SMALL_BYTES = 1 << 26  # up to here a table is read into memory, unless told otherwise
 
-_DTYPES: dict[torch.dtype, Literal["float32", "float64", "int64"]] = {
+_DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
     torch.float64: "float64",
     torch.int64: "int64",
@@ -45,7 +45,7 @@ class CSVDataset(Source):
     scalar tensor. Without ``target=`` it is the features alone. Batches are gathered without
     Python per sample.
 
-    What a column is, its first 10,000 rows decide. Numbers are numbers; ``true`` and ``false`` are
+    What a column is, its first 1,000 rows decide. Numbers are numbers; ``true`` and ``false`` are
     1 and 0; other text is categories, numbered from 0 in sorted order. A target of whole numbers,
     truth values or categories is int64, one of other numbers has type ``dtype``.
 
@@ -55,6 +55,7 @@ class CSVDataset(Source):
             target.
         target: name of the target's column; None for no target.
         dtype: type of the features: ``torch.float32``, ``float64`` or ``int64``.
+        target_dtype: type of the target, where it is not to be decided as above.
         missing: "error", or the number to put where a feature is missing. A missing category has
             code -1, whatever the number. A missing target is always an error.
         categories: names of columns that are text even where they look like numbers; or a dict
@@ -90,6 +91,7 @@ class CSVDataset(Source):
         features: str | Sequence[str] | None = None,
         target: str | None = None,
         dtype: torch.dtype = torch.float32,
+        target_dtype: torch.dtype | None = None,
         missing: Missing = "error",
         categories: Sequence[str] | Mapping[str, Sequence[str] | None] = (),
         null_values: Sequence[str] = NULL_VALUES,
@@ -100,9 +102,15 @@ class CSVDataset(Source):
         self._paths = paths_of(path)
         self._form = Form(_separator(separator), has_header, tuple(null_values))
         self._wanted = Wanted(
-            _names(features), target, _dtype(dtype), check_missing(missing), _known(categories)
+            _names(features),
+            target,
+            _dtype(dtype),
+            check_missing(missing),
+            _known(categories),
+            None if target_dtype is None else _dtype(target_dtype),
         )
-        if self._wanted.dtype == "int64" and missing != "error" and missing != int(missing):
+        whole = missing == "error" or float(missing).is_integer()
+        if dtype == torch.int64 and not whole:
             raise OptionError(
                 f"missing={missing} is no value of dtype=torch.int64. Write missing=0."
             )
@@ -116,7 +124,7 @@ class CSVDataset(Source):
             "form": [self._form.separator, self._form.has_header, self._form.null_values],
             "features": wanted.features,
             "target": wanted.target,
-            "dtype": wanted.dtype,
+            "dtypes": [wanted.dtype, wanted.target_dtype],
             "missing": repr(wanted.missing),  # NaN is no JSON
             "known": dict(sorted(wanted.known.items())),
         }
@@ -138,7 +146,9 @@ class CSVDataset(Source):
         self.categories = {name: tuple(texts) for name, texts in extra["categories"].items()}
 
     def _convert(self, sink: Sink) -> dict[str, Any]:
-        return convert(self._paths, plan_of(self._paths[0], self._form, self._wanted), sink)
+        first = self._paths[0]
+        plan = make_plan(first, header(first, self._form), self._form, self._wanted)
+        return convert(self._paths, plan, sink)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -222,7 +232,7 @@ def _names(features: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _dtype(dtype: torch.dtype) -> Literal["float32", "float64", "int64"]:
+def _dtype(dtype: torch.dtype) -> Dtype:
     if dtype not in _DTYPES:
         raise OptionError(
             f"dtype= is torch.float32, torch.float64 or torch.int64, got {dtype}. Convert the "

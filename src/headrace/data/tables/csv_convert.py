@@ -16,10 +16,8 @@ from headrace.data.tables.csv_explain import Trouble, explain, find_problem
 from headrace.data.tables.csv_plan import (
     Form,
     Plan,
-    Wanted,
     check_mixed,
     header,
-    make_plan,
     reading,
 )
 from headrace.errors import SourceError
@@ -138,24 +136,6 @@ def _ends_in_separator(path: str, form: Form) -> bool:
         return file.read() == form.separator.encode()
 
 
-def plan_of(path: str, form: Form, wanted: Wanted) -> Plan:
-    """Decide what the columns of a file are, or say what is wrong with it.
-
-    Raises:
-        SourceError, MissingColumnError: it is not what it should be.
-    """
-    names = header(path, form)
-    try:
-        return make_plan(path, names, form, wanted)
-    except BaseException as error:
-        if not is_polars(error) and not isinstance(error, SourceError):
-            raise
-        # Quotes that are not closed can look like no rows at all.
-        anything = Wanted((), None, "float32", "error", {})
-        problem = explain(path, Plan(form, anything, names, (), {}, frozenset(), 0.0), error)
-        raise problem from error
-
-
 def is_polars(error: BaseException) -> bool:
     """Say whether an error came from polars: its panics are no ``Exception``."""
     pl = import_extra("polars", "tables")
@@ -171,8 +151,8 @@ def _frames(path: str, plan: Plan) -> Iterator[Any]:
     for name, kind in plan.kinds.items():
         overrides[name] = pl.String if name in plan.padded else types[kind]
     target = plan.wanted.target
-    if target is not None and plan.kinds[target] == "integer" and target not in plan.padded:
-        overrides[target] = pl.Int64
+    if target is not None and plan.kinds[target] in ("integer", "number"):
+        overrides[target] = pl.String if target in plan.padded else _polars_type(plan.target_dtype)
     lazy = pl.scan_csv(path, **reading(plan.form, overrides))
     yield from lazy.select(plan.columns).collect_batches(
         chunk_size=PIECE_ROWS, maintain_order=True, engine="streaming"
@@ -183,8 +163,7 @@ def _convert_piece(frame: Any, plan: Plan, codes: Mapping[str, Codes], sink: Sin
     wanted = plan.wanted
     sink.append("features", _features(frame, plan, codes))
     if wanted.target is not None:
-        kind = wanted.dtype if plan.kinds[wanted.target] == "number" else "int64"
-        target = _ready(frame[wanted.target], plan, codes, kind)
+        target = _ready(frame[wanted.target], plan, codes, plan.target_dtype)
         values = target.to_numpy()
         if target.null_count() or (values.dtype.kind == "f" and np.isnan(values).any()):
             raise Trouble

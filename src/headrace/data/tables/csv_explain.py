@@ -6,7 +6,7 @@ import math
 import os
 
 from headrace.data.progress import Progress
-from headrace.data.tables.csv_plan import TRUTH, Plan, as_number, records
+from headrace.data.tables.csv_plan import TRUTH, Plan, as_number, records, width_problem
 from headrace.errors import SourceError
 
 _INT64 = range(-(2**63), 2**63)
@@ -21,8 +21,6 @@ def explain(path: str, plan: Plan, error: BaseException) -> SourceError:
     found = find_problem(path, plan)
     if found is not None:
         return found
-    if isinstance(error, SourceError):
-        return error
     said = str(error).partition("\n")[0] or type(error).__name__
     return SourceError(f"{path} cannot be read: {said}. Open it with another program to see why.")
 
@@ -50,15 +48,10 @@ def find_problem(path: str, plan: Plan) -> SourceError | None:
 def _problem(
     record: list[str], width: int, checks: list[tuple[str, int]], plan: Plan
 ) -> str | None:
-    if not record and width == 1:
-        record = [""]
-    if not record:
-        return " is empty. Remove it."
-    if len(record) != width:
-        return (
-            f" has {len(record)} fields, but there are {width} columns. Give each row as many, "
-            f"and put a field with a {plan.form.separator!r} in it into quotes."
-        )
+    problem = width_problem(record, width, plan.form)
+    if problem is not None:
+        return problem
+    record = record or [""]
     for name, place in checks:
         problem = _field_problem(name, record[place], plan)
         if problem is not None:
@@ -97,9 +90,9 @@ def _number_problem(name: str, field: str, number: float | None, plan: Plan) -> 
         return _not(field, "a number", name)
     if field.rstrip() != field and name not in plan.padded:
         return f"{field!r} has spaces behind the number. Take them out."
-    whole_target = name == plan.wanted.target and plan.kinds[name] == "integer"
-    if plan.wanted.dtype == "int64" or whole_target:
-        return _integer_problem(field, name)
+    is_target = name == plan.wanted.target
+    if (plan.target_dtype if is_target else plan.wanted.dtype) == "int64":
+        return _integer_problem(field, "target_dtype" if is_target else "dtype")
     return None
 
 
@@ -111,12 +104,13 @@ def _category_problem(name: str, field: str, plan: Plan) -> str | None:
     return f"{field!r} is none of the categories given: {shown}. Add it to categories=."
 
 
-def _integer_problem(field: str, name: str) -> str | None:
+def _integer_problem(field: str, option: str) -> str | None:
     try:
-        fits = int(field) in _INT64
+        if int(field) in _INT64:
+            return None
     except ValueError:
-        return _not(field, "a whole number", name)
-    return None if fits else f"{field!r} does not fit into 64 bits. Write dtype=torch.float64."
+        pass
+    return f"{field[:60]!r} is no whole number of 64 bits. Write {option}=torch.float32."
 
 
 def _not(field: str, what: str, name: str) -> str:

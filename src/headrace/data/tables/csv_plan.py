@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 from headrace.data.tables.arrow import Missing, check_names
 from headrace.errors import SourceError
-from headrace.extras import import_extra
 
 Kind: TypeAlias = Literal["integer", "number", "boolean", "text"]
-HEAD_ROWS = 10_000
+Dtype: TypeAlias = Literal["float32", "float64", "int64"]
+HEAD_ROWS = 1_000
 
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -36,9 +37,10 @@ class Wanted:
 
     features: tuple[str, ...] | None
     target: str | None
-    dtype: Literal["float32", "float64", "int64"]
+    dtype: Dtype
     missing: Missing
     known: Mapping[str, tuple[str, ...] | None]
+    target_dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Plan:
         """The columns that are read: the last one too, as a row that is cut short lacks it."""
         target = () if self.wanted.target is None else (self.wanted.target,)
         return tuple(dict.fromkeys((*self.features, *target, self.names[-1])))
+
+    @property
+    def target_dtype(self) -> Dtype:
+        """The type of the target."""
+        if self.wanted.target_dtype is not None:
+            return self.wanted.target_dtype
+        is_number = self.wanted.target is not None and self.kinds[self.wanted.target] == "number"
+        return self.wanted.dtype if is_number else "int64"
 
     def category_columns(self) -> list[str]:
         """The columns that become codes."""
@@ -102,7 +112,7 @@ def records(path: str, form: Form) -> Iterator[tuple[int, list[str]]]:
                 return
             except csv.Error as error:
                 raise SourceError(
-                    f"{path}, line {line}: {error}. Each row is a line that ends in a line feed; "
+                    f"{path}, line {line:,}: {error}. Each row is a line that ends in a line feed; "
                     f"a field with quotes in it stands in quotes, and those within are doubled."
                 ) from None
             yield line, record
@@ -114,7 +124,7 @@ def _lines(path: str, file: Any) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{path}, line {number}, byte {error.start}: not UTF-8 ({error.reason}). Convert "
+                f"{path}, line {number:,}, byte {error.start}: not UTF-8 ({error.reason}). Convert "
                 f"the file: iconv -f latin1 -t utf-8 {path} > utf8.csv, if it is Latin-1."
             ) from None
 
@@ -132,20 +142,45 @@ def make_plan(path: str, names: tuple[str, ...], form: Form, wanted: Wanted) -> 
     features = wanted.features or tuple(name for name in names if name != wanted.target)
     if not features:
         raise SourceError(f"{path} has no columns but the target. Write features= with some.")
-    pl = import_extra("polars", "tables")
-    texts = dict.fromkeys(names, pl.String)
-    head = pl.read_csv(path, n_rows=HEAD_ROWS, **reading(form, texts))
-    if not len(head):
+    head, size = _head(path, form, len(names))
+    if not head:
         raise SourceError(f"{path} has no rows below its header.")
     kinds: dict[str, Kind] = {}
     padded = set()
-    for name in names:
-        kinds[name] = "text" if name in wanted.known else _kind(head[name])
-        if kinds[name] in ("integer", "number") and _is_padded(head[name]):
+    for name, fields in zip(names, zip(*head, strict=True), strict=True):
+        there = [field for field in fields if field not in form.null_values]
+        kinds[name] = "text" if name in wanted.known else _kind(there)
+        if any(field[-1:].isspace() for field in there):
             padded.add(name)
-    size = sum(head[name].str.len_bytes().sum() for name in names)
-    row_bytes = size / len(head) + len(names)
-    return Plan(form, wanted, names, features, kinds, frozenset(padded), row_bytes)
+    return Plan(form, wanted, names, features, kinds, frozenset(padded), size / len(head))
+
+
+def _head(path: str, form: Form, width: int) -> tuple[list[list[str]], int]:
+    """Return the first rows, and how many characters they have.
+
+    Raises:
+        SourceError: one has another number of fields than there are columns.
+    """
+    rows = islice(records(path, form), int(form.has_header), HEAD_ROWS + int(form.has_header))
+    head = []
+    for line, record in rows:
+        problem = width_problem(record, width, form)
+        if problem is not None:
+            raise SourceError(f"{path}, line {line:,}{problem}")
+        head.append(record or [""])
+    return head, sum(len(field) + 1 for record in head for field in record)
+
+
+def width_problem(record: Sequence[str], width: int, form: Form) -> str | None:
+    """Say what is wrong with the number of a row's fields; None if nothing is."""
+    if len(record) == width or (not record and width == 1):
+        return None
+    if not record:
+        return " is empty. Remove it."
+    return (
+        f" has {len(record)} fields, but there are {width} columns. Give each row as many, and "
+        f"put a field with a {form.separator!r} in it into quotes."
+    )
 
 
 def reading(form: Form, types: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,20 +194,16 @@ def reading(form: Form, types: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kind(column: Any) -> Kind:
-    pl = import_extra("polars", "tables")
-    texts = column.drop_nulls().str.strip_chars()
-    if not texts.cast(pl.Float64, strict=False).null_count():
-        integers = len(texts) and not texts.cast(pl.Int64, strict=False).null_count()
-        return "integer" if integers else "number"
-    if texts.str.to_lowercase().is_in(list(TRUTH)).all():
+def _kind(fields: Sequence[str]) -> Kind:
+    if all(as_number(field) is not None for field in fields):
+        return "integer" if fields and all(map(_is_integer, fields)) else "number"
+    if all(field.lower() in TRUTH for field in fields):
         return "boolean"
     return "text"
 
 
-def _is_padded(column: Any) -> bool:
-    texts = column.drop_nulls()
-    return bool((texts != texts.str.strip_chars_end()).any())
+def _is_integer(field: str) -> bool:
+    return field.strip().lstrip("+-").isdecimal()
 
 
 def check_mixed(path: str, name: str, texts: Sequence[str]) -> None:

@@ -17,13 +17,16 @@ from torch.utils.data import Sampler
 from headrace.data.gather import Array, Gatherer, IndexArray, Leaf
 from headrace.data.tables.arrow import Missing, Place, column_of, is_number, select
 from headrace.data.tables.cache import Key, check_unchanged
-from headrace.data.tables.columns import Column, take
+from headrace.data.tables.columns import Column, Pieces, take
 from headrace.errors import OptionError, SourceError
 from headrace.extras import import_extra
 from headrace.rng import mix
 from headrace.sampling.order import CHUNK, Chunks
 from headrace.sampling.random import draw_seed
 from headrace.tree import TORCH_DTYPES
+
+_READS_BEFORE_WARNING = 16
+_TIMES_OVER = 4
 
 
 class Groups:
@@ -94,30 +97,33 @@ class Groups:
         """
         file, group = self._groups[number]
         path = self.paths[file]
-        here: Key = {"files": self._key["files"][file : file + 1]}
-        check_unchanged(here)
+        before = [n for n in range(number) if self._groups[n][0] == file]
+        first_row = int(self.sizes[before].sum())
         pa = import_extra("pyarrow", "tables")
+        table: dict[str, Column] = {}
         try:
-            table = self._files[file].read_row_group(group, list(self.names), use_threads=True)
+            for name in self.names:
+                place = Place(path, name, self.missing, first_row)
+                # A column at a time, copied: Arrow's pool keeps what it frees, NumPy does not, so
+                # that a group costs its own size and no more.
+                read = self._files[file].read_row_group(group, [name], use_threads=False)
+                table[name] = _copied(column_of(read.column(name), place))
         except (pa.ArrowException, OSError) as error:
-            check_unchanged(here)
+            self.check_unchanged(file)
             raise SourceError(
                 f"{path}, row group {group}: cannot be decoded ({error}). Write the file again."
             ) from error
-        before = [n for n in range(number) if self._groups[n][0] == file]
-        first_row = int(self.sizes[before].sum())
-        return {
-            name: column_of(table.column(name), Place(path, name, self.missing, first_row))
-            for name in self.names
-        }
+        self.check_unchanged(file)  # behind reading: what was read before a change is thrown away
+        return table
 
-    def check_unchanged(self) -> None:
-        """Check that the files are what they were.
+    def check_unchanged(self, file: int | None = None) -> None:
+        """Check that the files, or one of them, are what they were.
 
         Raises:
             SourceChangedError: one is not.
         """
-        check_unchanged(self._key)
+        files = self._key["files"]
+        check_unchanged(self._key if file is None else {"files": files[file : file + 1]})
 
     def spec(self) -> dict[str, Leaf] | None:
         """Return the spec of a gatherer, None where a column is no array."""
@@ -126,11 +132,18 @@ class Groups:
         return known if len(known) == len(found) else None
 
 
+def _copied(column: Column) -> Column:
+    if isinstance(column, Pieces):
+        return Pieces(column.kind, np.array(column.offsets), np.array(column.values))
+    return np.array(column)
+
+
 def _open(path: str) -> Any:
     parquet = import_extra("pyarrow.parquet", "tables")
     pa = import_extra("pyarrow", "tables")
     try:
-        return parquet.ParquetFile(path, memory_map=True)
+        # Not mapped: a file cut short would be a bus error. A buffer for each column, none for all.
+        return parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -195,6 +208,7 @@ class GroupRows:
         self._groups = groups
         self._keep = keep
         self._read: OrderedDict[int, Mapping[str, Column]] = OrderedDict()
+        self._reads = self._read_rows = self._given_rows = 0
         self._warned = False
 
     def __len__(self) -> int:
@@ -224,14 +238,7 @@ class GroupRows:
     ) -> Iterator[tuple[IndexArray, IndexArray, Mapping[str, Column]]]:
         owners = np.searchsorted(self._groups.ends, indices, side="right")
         numbers = np.unique(owners).tolist()
-        if len(numbers) > 2 * self._keep and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"a batch has rows of {len(numbers)} row groups, and {self._keep} stay in memory: "
-                f"groups are read again and again. Write DataLoader(dataset, "
-                f"sampler=dataset.sampler()), or leave out cache_dir=False.",
-                stacklevel=2,
-            )
+        self._given_rows += len(indices)
         for number in sorted(numbers, key=lambda number: number not in self._read):
             places = np.flatnonzero(owners == number)
             first = int(self._groups.ends[number] - self._groups.sizes[number])
@@ -243,8 +250,24 @@ class GroupRows:
             while len(self._read) >= self._keep:
                 self._read.popitem(last=False)  # before the next one is read, not behind it
             table = self._groups.read(number)
+            self._note(number)
         self._read[number] = table
         return table
+
+    def _note(self, number: int) -> None:
+        """Warn where many more rows are decoded than are asked for."""
+        self._reads += 1
+        self._read_rows += int(self._groups.sizes[number])
+        times = self._read_rows / self._given_rows
+        if self._reads > _READS_BEFORE_WARNING and times > _TIMES_OVER and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"row groups are decoded {times:.0f} times over: rows are asked for across more "
+                f"than the {self._keep} groups that stay in memory, or by several workers. Write "
+                f"DataLoader(dataset, sampler=dataset.sampler()) with few workers, or leave out "
+                f"cache_dir=False.",
+                stacklevel=2,
+            )
 
 
 class RowGroupSampler(Sampler[int]):
@@ -277,11 +300,10 @@ class RowGroupSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         for chunk in self.index_chunks():
-            for low in range(0, len(chunk), CHUNK):
-                yield from chunk[low : low + CHUNK].tolist()
+            yield from chunk.tolist()
 
     def index_chunks(self, start: int = 0) -> Chunks:
-        """Yield the order from position ``start`` on, the rows of a window at a time."""
+        """Yield the order from position ``start`` on."""
         seed = draw_seed(self.generator)
         starts = np.cumsum(self.group_sizes) - self.group_sizes
         order = _permutation(len(starts), mix(seed, 0))
@@ -294,7 +316,9 @@ class RowGroupSampler(Sampler[int]):
             rows = np.concatenate(
                 [np.arange(starts[g], starts[g] + self.group_sizes[g]) for g in groups]
             )
-            yield rows[_permutation(count, mix(seed, number))][start:]
+            shuffle = _permutation(count, mix(seed, number))
+            for first in range(start, count, CHUNK):
+                yield rows[shuffle[first : first + CHUNK]]
             start = 0
 
 
