@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,19 +125,46 @@ def iter_batches(
 def _batches(
     arrays: Any, starts: range, size: int, shuffled: int, generator: torch.Generator | None
 ) -> Iterator[Any]:
-    order = torch.randperm(shuffled, generator=generator) if shuffled else None
+    columns, rebuild = leaves(arrays), _rebuilder(arrays)
+    if not shuffled:
+        for start in starts:
+            yield rebuild([column[start : start + size] for column in columns])
+        return
+    order = torch.randperm(shuffled, generator=generator)
+    places = order.numpy()
+    takes = [_rows_of(column) for column in columns]
     for start in starts:
-        if order is None:
-            yield map_leaves(partial(_slice, slice(start, start + size)), arrays)
-        else:
-            yield map_leaves(partial(_rows, order[start : start + size]), arrays)
+        stop = start + size
+        yield rebuild([take(order, places, start, stop) for take in takes])
 
 
-def _slice(places: slice, array: Any) -> Any:
-    return array[places]
+def _rebuilder(arrays: Any) -> Callable[[list[Any]], Any]:
+    """Return what puts the parts of a batch, in order, into the structure of ``arrays``."""
+    kind = type(arrays)
+    if not isinstance(arrays, (Mapping, tuple, list)):
+        return _only
+    parts = arrays.values() if isinstance(arrays, Mapping) else arrays
+    flat = not any(isinstance(part, (Mapping, tuple, list)) for part in parts)
+    if flat and kind in (tuple, list):
+        return kind
+    if flat and kind is dict:
+        keys = list(arrays)
+        return lambda parts: dict(zip(keys, parts, strict=True))
+    return lambda parts: map_leaves(partial(_next, iter(parts)), arrays)
 
 
-def _rows(places: torch.Tensor, array: Any) -> Any:
-    if isinstance(array, torch.Tensor):
-        return array[places.to(array.device)]
-    return np.asarray(array[places.numpy()])
+def _only(parts: list[Any]) -> Any:
+    return parts[0]
+
+
+def _next(parts: Iterator[Any], _: Any) -> Any:
+    return next(parts)
+
+
+def _rows_of(column: Any) -> Callable[[torch.Tensor, Any, int, int], Any]:
+    """Return what copies the rows of a column at ``order[start:stop]``."""
+    if isinstance(column, torch.Tensor):
+        device = column.device
+        return lambda order, _, start, stop: column[order[start:stop].to(device)]
+    rows = column.view(np.ndarray) if type(column) is np.memmap else column
+    return lambda _, places, start, stop: rows.take(places[start:stop], 0)
