@@ -1,4 +1,14 @@
-"""The tables' part of ``headrace bench sources``: CSV to the first batch, Parquet shuffled."""
+"""The tables' part of ``headrace bench sources``: CSV to the first batch, Parquet shuffled.
+
+CSV: 19 normal numbers and a class. A first start is ``CSVDataset(...)`` with an empty cache and the
+first batch of 256, shuffled, against ``polars.read_csv`` of the file; a second start is the same
+with the cache. Importing torch and polars is not counted.
+
+Parquet: 20 columns of float32 in row groups of 100,000, batches of 256. torch's loader has a
+dataset that holds the decoded columns as arrays and returns a row as a dict. Decoding into the
+cache, once, is not counted. A row-group shuffle keeps 2 groups, and its decoding is counted; its
+memory is the peak that an epoch adds to a process of its own, beyond those groups.
+"""
 
 import shutil
 import tempfile
@@ -29,18 +39,6 @@ from headrace.bench.harness import (
 )
 from headrace.data.tables import CSVDataset, ParquetDataset
 from headrace.extras import import_extra
-
-MEANING = (
-    "CSV: 1,000,000 rows of 19 normal numbers and a class. First start: CSVDataset(...) with an "
-    "empty cache and the first batch of 256, shuffled, against polars.read_csv of the file; "
-    "second start: the same with the cache. Importing torch and polars is not counted",
-    "Parquet: 1,000,000 x 20 float32 in row groups of 100,000, batches of 256; the other system is "
-    "torch's loader over a dataset that holds the decoded columns as arrays and returns a row as a "
-    "dict. Decoding into the cache, once, is not counted",
-    "row-group shuffle: cache_dir=False and sampler=dataset.sampler(), 2 groups in memory, "
-    "decoding counted. Memory: the peak that an epoch adds to a process of its own, beyond those "
-    "groups",
-)
 
 _OURS = "headrace"
 _TORCH = "torch, per row"
