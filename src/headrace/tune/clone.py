@@ -19,7 +19,8 @@ _WORKERS_ONLY = (*_PROCESSES_ONLY, "prefetch_factor", "persistent_workers", "tim
 def cloned(loader: DataLoader[Any], backend: str, num_workers: int) -> DataLoader[Any]:
     """Return a fresh loader with the arguments of another, but for who makes the batches.
 
-    It shares the dataset; samplers are copied, so that the other's orders are not drawn from.
+    It shares the dataset; samplers and generators are copied, so that nothing is drawn from the
+    other's.
     """
     names = [name for name in signature(DataLoader.__init__).parameters if hasattr(loader, name)]
     arguments = {name: getattr(loader, name) for name in names}
@@ -31,10 +32,12 @@ def cloned(loader: DataLoader[Any], backend: str, num_workers: int) -> DataLoade
         arguments.pop("prefetch_factor")  # None there: the default then
     batch_sampler = arguments.pop("batch_sampler", None)
     sampler = arguments.pop("sampler", None)
+    # The dataset may be large, and is what both read: it is not copied along. A generator that
+    # loader and sampler share stays one.
+    shared = {id(loader.dataset): loader.dataset}
+    arguments["generator"] = copy.deepcopy(loader.generator, shared)
     if isinstance(loader.dataset, IterableDataset):
         return DataLoader(**arguments)
-    # The dataset may be large, and is what both read: it is not copied along.
-    shared = {id(loader.dataset): loader.dataset}
     if loader.batch_size is None and batch_sampler is not None:
         for name in ("batch_size", "drop_last"):
             del arguments[name]

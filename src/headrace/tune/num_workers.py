@@ -15,7 +15,7 @@ from headrace.errors import OptionError
 from headrace.loader import DataLoader
 from headrace.machine import available_cores
 from headrace.oom import batch_rows
-from headrace.train.randomness import loader_generators, random_states, set_random_states
+from headrace.train.randomness import random_states, set_random_states
 from headrace.tune.clone import cloned
 from headrace.tune.table import as_text, number, show
 
@@ -136,7 +136,6 @@ def find_num_workers(
     most = most if max_workers is None else min(most, max_workers)
     settings = [("inline", 0)]
     settings += [(kind, n) for n in range(1, most + 1) for kind in ("thread", "process")]
-    generators = [(g, g.get_state()) for g in loader_generators(loader)]
     random = random_states(torch.device("cpu"))
     limits = seconds, max_batches
     rows = []
@@ -148,8 +147,6 @@ def find_num_workers(
                 progress.advance()
     finally:
         set_random_states(random, torch.device("cpu"))
-        for generator, state in generators:
-            generator.set_state(state)
     report = _judged(tuple(rows))
     if show:
         report.show()

@@ -1,0 +1,177 @@
+"""Batch size against speed, memory and accuracy."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from headrace import OptionError
+from headrace.tune import SweepRow, sweep_batch_sizes
+from headrace.tune.sweep import _advice
+
+torch.manual_seed(0)
+X = torch.randn(256, 6)
+Y = (X.sum(1) > 0).long()
+
+
+def sweep(model, **options):
+    options = {"batch_sizes": (8, 64), "epochs": 2, "show": False, **options}
+    return sweep_batch_sizes(
+        model,
+        nn.CrossEntropyLoss(),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        TensorDataset(X, Y),
+        **options,
+    )
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
+
+
+def test_each_size_is_trained_from_the_same_start_by_the_plain_loop(model):
+    """Losses and accuracies are those of a loop written by hand."""
+    import copy
+
+    from headrace import DataLoader
+
+    report = sweep(model, seed=5, validation=TensorDataset(X[:50], Y[:50]))
+    for row in report.rows:
+        torch.manual_seed(5)
+        net = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        loader = DataLoader(TensorDataset(X, Y), row.batch_size, shuffle=True, seed=5)
+        for _ in range(2):
+            total = 0.0
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(net(x), y)
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(x)
+        net.eval()
+        with torch.no_grad():
+            outputs = net(X[:50])
+        assert row.train_loss == pytest.approx(total / 256, abs=1e-6)
+        assert row.loss == pytest.approx(nn.functional.cross_entropy(outputs, Y[:50]).item())
+        assert row.accuracy == pytest.approx((outputs.argmax(1) == Y[:50]).double().mean().item())
+
+
+def test_the_model_and_the_random_state_stay_as_they_are(model):
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first = sweep(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
+    again = sweep(model)
+    assert [r.loss for r in again.rows] == [r.loss for r in first.rows]
+
+
+def test_figures(model):
+    report = sweep(model)
+    assert [row.batch_size for row in report.rows] == [8, 64]
+    for row in report.rows:
+        assert row.samples_per_s == pytest.approx(256 / row.epoch_s)
+        assert row.memory_bytes >= 0
+        assert 0 <= row.accuracy <= 1
+    assert report.best in report.rows
+
+
+def test_regression_has_no_accuracy_unless_it_is_told_what_that_is():
+    def run(**options):
+        return sweep_batch_sizes(
+            nn.Linear(6, 1),
+            nn.MSELoss(),
+            lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+            TensorDataset(X, X.sum(1, keepdim=True)),
+            batch_sizes=[32],
+            epochs=1,
+            show=False,
+            **options,
+        )
+
+    report = run()
+    assert report.rows[0].accuracy is None
+    assert "loss" in report.advice
+    assert report.to_frame()["batch_size"].tolist() == [32]
+    close = run(accuracy=lambda outputs, targets: ((outputs - targets).abs() < 100).float().mean())
+    assert close.rows[0].accuracy == 1.0
+
+
+def row(size, rate, accuracy, loss=1.0):
+    return SweepRow(size, rate, 1.0, None, 1.0, loss, accuracy)
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "advice"),
+    [
+        # As accurate as any, and the quickest.
+        ([row(16, 10, 0.9), row(64, 40, 0.9), row(256, 90, 0.95)], 256, "the best of all"),
+        # Too inaccurate, however quick.
+        (
+            [row(16, 10, 0.95), row(64, 40, 0.945), row(256, 90, 0.9)],
+            64,
+            "beside accuracy 0.9500 at 16",
+        ),
+        # Hardly quicker: the smaller one.
+        ([row(16, 10, 0.9), row(64, 95, 0.9), row(256, 100, 0.9)], 64, "accuracy 0.9000"),
+        (
+            [row(16, 10, None, 1.0), row(64, 40, None, 1.005), row(256, 90, None, 1.1)],
+            64,
+            "loss 1.005",
+        ),
+    ],
+)
+def test_the_advice(rows, best, advice):
+    chosen, sentence = _advice(rows)
+    assert chosen.batch_size == best
+    assert sentence.startswith(f"Take batch size {best}:")
+    assert advice in sentence
+
+
+def test_shown_as_a_table_a_frame_and_a_picture(model, capsys, tmp_path):
+    report = sweep(model, show=True)
+    printed = capsys.readouterr().out
+    assert printed == f"{report}\n"
+    headings = "batch size samples/s epoch s MiB training loss loss accuracy"
+    assert printed.splitlines()[0].split() == headings.split()
+    assert printed.splitlines()[-1] == report.advice
+    frame = report.to_frame()
+    assert frame["batch_size"].tolist() == [8, 64]
+    assert frame["accuracy"].tolist() == [row.accuracy for row in report.rows]
+    path = report.plot(tmp_path / "sweep.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    for known in (report, sweep(model, epochs=1, accuracy=lambda outputs, targets: None)):
+        known.plot(tmp_path / "other.png")
+
+
+def test_options_go_to_the_loader(model):
+    def collate(samples):
+        x, y = torch.utils.data.default_collate(samples)
+        return {"x": x, "label": y}
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x):
+            return self.layers(x)
+
+    report = sweep(Model(), batch_sizes=[128], collate_fn=collate)
+    assert report.rows[0].accuracy is not None
+
+
+@pytest.mark.parametrize("options", [{"batch_sizes": ()}, {"batch_sizes": (8, 0)}, {"epochs": 0}])
+def test_nothing_to_train(model, options):
+    with pytest.raises(OptionError, match="leave nothing to train"):
+        sweep(model, **options)
