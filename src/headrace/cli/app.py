@@ -105,4 +105,42 @@ def demo(
         run_demo(epochs=epochs, batch_size=batch_size, device=device, seed=seed, out=out)
 
 
+_PEEK_EXAMPLES = """
+Examples:
+
+  [bold]headrace peek train.csv --target price[/]
+
+  [bold]headrace peek photographs --out grid.png[/]
+
+  [bold]headrace peek corpus.jsonl.gz --rows 10[/]
+
+  [bold]headrace peek my_project.data:make_dataset --json[/]
+"""
+
+
+@app.command(epilog=_PEEK_EXAMPLES)
+def peek(  # noqa: PLR0917 - typer's
+    source: Annotated[
+        str, typer.Argument(help="A file, a directory, or module:callable that makes a dataset.")
+    ],
+    target: Annotated[str | None, typer.Option(help="The column to predict (.csv, .tsv).")] = None,
+    batch_size: Annotated[int, number_option("Samples in the batch that is made.")] = 32,
+    rows: Annotated[int, number_option("How many of the first samples are shown.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Draw the images of the batch to this PNG.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a loader would give of a source: shapes, types, ranges, classes, samples.
+
+    Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt and .jsonl files (the last two also
+    .gz and .zst), directories of images by class, MNIST and CIFAR directories, and datasets of
+    your own.
+    """
+    with one_line_errors("headrace peek"):
+        from headrace.cli.peek import run_peek
+
+        run_peek(source, target=target, batch_size=batch_size, rows=rows, out=out, as_json=as_json)
+
+
 app.add_typer(bench, name="bench")

@@ -1,0 +1,117 @@
+"""From what was typed to a dataset."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from headrace import data
+from headrace.cli.problems import CannotGoOn, WrongUse
+from headrace.errors import HeadraceError, MissingColumnError, MissingExtraError
+
+_KINDS = (
+    ".csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt, .jsonl (these two also .gz and .zst), "
+    "a directory of Parquet files, of one directory of images for each class, or with MNIST or "
+    "CIFAR in it, or module:callable"
+)
+
+_IN_DIRECTORIES: dict[str, Callable[..., Any]] = {
+    "MNIST": data.MNIST,
+    "FashionMNIST": data.FashionMNIST,
+    "KMNIST": data.KMNIST,
+    "cifar-10-batches-py": data.CIFAR10,
+    "cifar-10-batches-bin": data.CIFAR10,
+    "cifar-100-python": data.CIFAR100,
+    "cifar-100-binary": data.CIFAR100,
+}
+
+
+def open_source(source: str, target: str | None) -> Any:
+    """Return the dataset of a path or of ``module:callable``.
+
+    Raises:
+        WrongUse: there is no such thing, or nothing is known of its kind.
+        CannotGoOn: it is there and cannot be opened.
+    """
+    module, colon, name = source.partition(":")
+    if colon and not os.path.exists(source) and module.replace(".", "").isidentifier():
+        opener: Callable[[], Any] = _of_module(module, name)
+    else:
+        opener = _of_path(source, target)
+    try:
+        return opener()
+    except (MissingColumnError, MissingExtraError) as error:
+        raise WrongUse(str(error)) from error
+    except (HeadraceError, OSError) as error:
+        raise CannotGoOn(str(error)) from error
+
+
+def _of_module(module: str, name: str) -> Callable[[], Any]:
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise WrongUse(
+            f"{module}:{name} cannot be found ({error}); write module:callable"
+        ) from error
+
+    def make() -> Any:
+        try:
+            dataset = found() if callable(found) else found
+        except Exception as error:
+            kind = type(error).__name__
+            raise CannotGoOn(f"{module}:{name}() raised {kind}: {error}") from error
+        if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__"):
+            kind = type(dataset).__name__
+            raise WrongUse(f"{module}:{name}() gave a {kind}; it must give a dataset")
+        return dataset
+
+    return make
+
+
+def _of_path(path: str, target: str | None) -> Callable[[], Any]:
+    if not os.path.exists(path):
+        raise WrongUse(f"there is no file or directory {path}")
+    if os.path.isdir(path):
+        return _of_directory(path)
+    stem, last = os.path.splitext(path.lower())
+    streamed = last in (".gz", ".zst", ".gzip", ".zstd")
+    ending = os.path.splitext(stem)[1] if streamed else last
+    if target is not None and ending not in (".csv", ".tsv"):
+        raise WrongUse("--target is for .csv and .tsv files")
+    openers: dict[str, Callable[[], Any]]
+    if streamed:
+        openers = {
+            ".txt": lambda: data.StreamedTextLines(path),
+            ".jsonl": lambda: data.StreamedJSONLines(path),
+            ".ndjson": lambda: data.StreamedJSONLines(path),
+        }
+    else:
+        openers = {
+            ".csv": lambda: data.CSVDataset(path, target=target),
+            ".tsv": lambda: data.CSVDataset(path, target=target, separator="\t"),
+            ".parquet": lambda: data.ParquetDataset(path),
+            ".npy": lambda: data.ArrayDataset.from_npy(path),
+            ".npz": lambda: data.ArrayDataset.from_npz(path),
+            ".safetensors": lambda: data.ArrayDataset.from_safetensors(path),
+            ".txt": lambda: data.TextLines(path),
+            ".jsonl": lambda: data.JSONLines(path),
+            ".ndjson": lambda: data.JSONLines(path),
+        }
+    if ending not in openers:
+        raise WrongUse(f"{path} is of no kind that is known: {_KINDS}")
+    return openers[ending]
+
+
+def _of_directory(path: str) -> Callable[[], Any]:
+    for place in (path, os.path.dirname(os.path.abspath(path))):
+        for name, kind in _IN_DIRECTORIES.items():
+            inside = os.path.join(place, name)
+            if os.path.isdir(inside) and (place == path or os.path.samefile(inside, path)):
+                return lambda: kind(place)
+    if any(entry.endswith(".parquet") for entry in os.listdir(path)):
+        return lambda: data.ParquetDataset(path)
+    return lambda: data.ImageFolder(path)
