@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from headrace import DataLoader
 from headrace.engine.lease import Memory, Pool, memory_at
@@ -41,6 +41,9 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         self.lane.waits += not self.happened
+        if self.lane.interrupt:
+            self.lane.interrupt = False
+            raise KeyboardInterrupt
         self.lane.run_until(self)
 
 
@@ -57,6 +60,7 @@ class FakeLane:
         self.waits = 0
         self.copies = 0
         self.fail_at: set[int] = set()
+        self.interrupt = False
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
@@ -207,7 +211,7 @@ class TestOrderOfThings:
         assert lane.copies == 4, "two leaves of two batches"
         next(batches)
         assert lane.copies == 6, "a batch that was copied ahead is not copied again"
-        assert lane.waits == 1, "the third copy waits for the first: two are under way"
+        assert lane.waits == 1, "the third copy waits for the first"
 
     def test_nothing_waits_for_a_link_that_keeps_up(self) -> None:
         source, lane = Source(10), FakeLane()
@@ -306,6 +310,18 @@ class TestEnds:
         del batches
         assert lane.waits == 0
 
+    def test_an_interrupted_wait_costs_no_batch(self) -> None:
+        source, lane = Source(5), FakeLane()
+        batches = transfer(source, lane)
+        next(batches)
+        lane.interrupt = True  # Ctrl-C, while the link is slow
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+        assert source.position == 1
+        batch = next(batches)
+        lane.run_users_stream()
+        check(batch, 1)
+
     def test_over_the_leases_of_worker_processes(self) -> None:
         lane = FakeLane()
         loader: DataLoader[Any] = DataLoader(Rows(), batch_size=4, num_workers=2)
@@ -320,6 +336,23 @@ class TestEnds:
                     which, images = kept.popleft()
                     rows = [4 * which + i for i in range(4)]
                     assert images[:, 0].tolist() == images[:, -1].tolist() == rows
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_s_state_does_not_count_what_was_copied_ahead(workers: int) -> None:
+    def loader(**options: Any) -> DataLoader[Any]:
+        return DataLoader(Rows(), batch_size=4, shuffle=True, seed=3, **options)
+
+    plain, other = loader(), loader(device="meta", num_workers=workers)
+    for _, batch in zip(plain, other, strict=True):
+        assert batch.device == META
+        assert other.state_dict() == plain.state_dict()
+    assert other.state_dict() == plain.state_dict()
+
+
+def test_batches_of_columns_arrive_too() -> None:
+    loader: Any = DataLoader(TensorDataset(torch.ones(100, 8), torch.ones(100)), 10, device="meta")
+    assert [[t.device for t in batch] for batch in loader] == [[META, META]] * 10
 
 
 class Rows(Dataset[Any]):

@@ -10,8 +10,8 @@ not. These hold, each with its test:
   tensors, which were allocated on another.
 - What is copied ahead is only looked at, never taken: the position of the epoch is exact. A copy
   ahead that fails is forgotten and tried again when the batch is due.
-- At most two copies are under way, so that a loop that runs ahead of the link does not pile up
-  batches.
+- A batch is asked for when at most one copy is under way, so that a loop that runs ahead of the
+  link does not pile up batches. The wait comes before a batch is taken: interrupted, it costs none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from headrace.engine.pinning import CudaPages
 from headrace.tree import is_namedtuple
 
-_UNDER_WAY = 2
+_UNDER_WAY = 1
 _WITH_STREAMS = ("cuda", "xpu")
 
 
@@ -175,6 +175,7 @@ class Transfer(Iterator[Any]):
 
     def __next__(self) -> Any:
         """Return the next batch, on the device, and start to copy the one after it."""
+        self._make_room()
         try:
             host = next(self._batches)
         except StopIteration:
@@ -209,11 +210,13 @@ class Transfer(Iterator[Any]):
         with suppress(Exception):  # it is tried again, and raises, when it is due
             self._ahead = self._start(host)
 
-    def _start(self, host: Any) -> _Copy:
+    def _make_room(self) -> None:
         while self._under_way and self._under_way[0][0].query():
             self._under_way.popleft()
-        while len(self._under_way) >= _UNDER_WAY:
+        while len(self._under_way) > _UNDER_WAY:
             self._wait_for_oldest()
+
+    def _start(self, host: Any) -> _Copy:
         started = _Copy(host)
         try:
             with self._lane.stream():
@@ -225,12 +228,9 @@ class Transfer(Iterator[Any]):
         return started
 
     def _leaf(self, value: Any, started: _Copy) -> Any:
-        if isinstance(value, torch.Tensor):
-            if value.device == self._lane.device:
-                return value
-            if _is_plain(value):
-                started.tensors.append(self._lane.copy(value))
-                return started.tensors[-1]
+        if isinstance(value, torch.Tensor) and _is_plain(value):
+            started.tensors.append(self._lane.copy(value))
+            return started.tensors[-1]
         started.unmoved = True
         return value
 
