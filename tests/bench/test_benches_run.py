@@ -8,7 +8,15 @@ import pytest
 
 pytestmark = pytest.mark.timeout(300)
 
-ROWS = {"inmemory": 15, "workers": 8, "threads": 1, "auto": 4, "batching": 10, "order": 13}
+ROWS = {
+    "inmemory": 15,
+    "workers": 8,
+    "threads": 1,
+    "auto": 4,
+    "batching": 10,
+    "order": 13,
+    "sources": 9,
+}
 
 
 @pytest.fixture(scope="module", params=list(ROWS))

@@ -1,4 +1,4 @@
-"""The command line: ``headrace demo``, ``headrace bench``."""
+"""The command line: ``headrace demo``, ``headrace peek``, ``headrace bench``."""
 
 import sys
 from typing import NoReturn

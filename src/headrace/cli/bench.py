@@ -71,6 +71,11 @@ _BENCHES = {
         "Length buckets, packed rows, weights: padding, planning, draws (about a minute, 4 GB).",
         "batching",
     ),
+    "sources": _Bench(
+        "Tables, images and text from files (some minutes, 1 GB of disk).",
+        "sources",
+        (("tables", "polars"), ("tables", "pyarrow"), ("images", "simplejpeg"), ("images", "PIL")),
+    ),
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
     ),
