@@ -159,7 +159,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
         target_device(device)  # raises where there is none
-        self.device = device
+        self._device = device
         self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
         self.on_error = one_of("on_error", on_error, ("raise", "skip"))
         self.max_errors = max_errors and count_of("max_errors", max_errors)
@@ -337,6 +337,11 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         choice = choose(self._options().recipe, trial, length, self.backend, self.worker_init_fn)
         self.backend, self.num_workers = choice.backend, choice.num_workers
         self._session.totals.why = choice.why
+
+    @property
+    def device(self) -> str | int | torch.device | None:
+        """Where batches arrive. Fixed: the memory that is lent to batches is locked for it."""
+        return self._device
 
     @property
     def _workers(self) -> int:
