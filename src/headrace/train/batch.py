@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +60,8 @@ def _without(batch: Mapping[Any, Any], targets: list[str]) -> Any:
 
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:
     """Call a model: a tuple or list is its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
     if isinstance(inputs, (tuple, list)) and not is_namedtuple(inputs):
         return model(*inputs)
     if isinstance(inputs, Mapping):
@@ -128,12 +131,13 @@ class _CountTargets:
         targets = parts_of(batch)[1]
         if not isinstance(targets, Tensor) or targets.is_floating_point():
             return samples_of(batch)  # probabilities: the mean is over samples
-        counted = targets != self._ignored
-        if self._class_weights is None:
-            total = counted.sum()
-        else:
+        if self._class_weights is not None:
             weights = self._class_weights.detach().to(targets.device)
-            total = weights[targets[counted]].sum()
+            total = weights[targets[targets != self._ignored]].sum()
+        elif targets.device.type == "cpu":  # in NumPy: 2 us, and 8 us in torch
+            return targets.numel() - int(np.count_nonzero(targets.numpy() == self._ignored))
+        else:
+            total = (targets != self._ignored).sum()
         return total if total.device.type != "cpu" else total.item()
 
 

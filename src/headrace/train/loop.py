@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,7 +54,7 @@ class Position:
     weight: float = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Unread:
     """A step whose loss is still on the device."""
 
@@ -63,10 +63,10 @@ class _Unread:
     weight: Any
     norm: Tensor | None
     group: list[Any] | None  # its batches, to say what was wrong with them
-    indices: list[Any] | None  # of their samples in the dataset, where the loader says so
+    indices: Sequence[Any] | None  # of their samples in the dataset, where the loader says so
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Agreed:
     """What all ranks know before a step."""
 
@@ -94,6 +94,7 @@ class Fit:
         self.position = Position()
         self.history = History()
         self.unread: list[_Unread] = []
+        self.on_cpu = trainer.device.type == "cpu"
         self.epoch_start: dict[str, Any] = {}
         self.resumed: dict[str, Any] | None = None  # this rank's part of a checkpoint in mid-epoch
         self.ended = False  # the loader has said that the present epoch has no more
@@ -173,7 +174,7 @@ class Fit:
             )
             if len(self.unread) >= trainer.log_every:
                 self._read()
-            elif len(self.unread) * size_bytes(group) > _KEPT_BYTES:
+            elif self.on_cpu or len(self.unread) * size_bytes(group) > _KEPT_BYTES:
                 self.unread[-1].group = None
             if (agreed.save or agreed.leave) and not agreed.ended:
                 self._save()
@@ -181,14 +182,16 @@ class Fit:
             self.save_later = agreed.save and agreed.ended
         self._read()
 
-    def _draw(self, batches: Iterator[Any]) -> tuple[list[Any], list[Any] | None]:
+    def _draw(self, batches: Iterator[Any]) -> tuple[list[Any], Sequence[Any] | None]:
         """Return the batches of the next step, and the dataset indices of their samples."""
         if self.ended:
             return [], None
         last = getattr(self.train_loader, "last_indices", None)
-        if last is None:
-            return list(islice(batches, self.trainer.accumulate)), None
-        drawn = [(batch, last()) for batch in islice(batches, self.trainer.accumulate)]
+        count = self.trainer.accumulate
+        if last is None or (count == 1 and self.on_cpu):
+            # A loss on the CPU is looked at in its step: its indices can be asked for then.
+            return list(islice(batches, count)), None if last is None else _Asked(last)
+        drawn = [(batch, last()) for batch in islice(batches, count)]
         return [batch for batch, _ in drawn], [indices for _, indices in drawn]
 
     def _agree(self, weights: list[Any]) -> _Agreed:
@@ -370,6 +373,19 @@ class Fit:
         if self.position.batches:
             self.position.batches = mine["batches"]
             self.resumed = mine
+
+
+class _Asked(Sequence[Any]):
+    """What a loader says of its last batch, asked when it is wanted."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._ask()
 
 
 def _keeps_state(loader: Any) -> bool:

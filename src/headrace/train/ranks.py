@@ -47,7 +47,7 @@ class Ranks:
             int(n) for n in self.sum([len(mine) * (r == self.rank) for r in range(self.size)])
         ]
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        padded[: len(mine)] = torch.tensor(list(mine), dtype=torch.uint8)
         everyone = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(everyone, padded, group=self._group)
         return [bytes(t[:n].numpy()) for t, n in zip(everyone, lengths, strict=True)]

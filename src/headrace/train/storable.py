@@ -72,7 +72,9 @@ def encode(value: Any, store: TensorStore, path: str) -> Any:
     Raises:
         StateError: something in it that a checkpoint has no form for; names its key path.
     """
-    if value is None or isinstance(value, (bool, str, int, float, np.bool_, np.number)):
+    if value is None or isinstance(
+        value, (bool, str, int, float, np.bool_, np.integer, np.floating)
+    ):
         return _scalar(value)
     if isinstance(value, Tensor):
         return {"$tensor": store.add(path, value)}

@@ -126,13 +126,14 @@ class Updater:
         # gradients are added up behind it. It divides sums by the ranks, which is undone here.
         model = self._wrapped if everywhere else self.model
         undo = self._ranks.size if everywhere else 1
+        if len(batches) == 1 and self._ranks.size == 1:  # its share is 1: to the bit
+            loss = self.loss_of(model, to_device(batches[0], self.device))[0]
+            self._strategy.backward(loss, None)
+            return loss.detach() / total if self.summed else loss.detach()
         loss_sum = torch.zeros((), device=self.device)
         for place, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             with self._gradients_stay(everywhere and place + 1 < len(batches)):
                 loss = self.loss_of(model, to_device(batch, self.device))[0]
-                if len(batches) == 1 and self._ranks.size == 1:  # its share is 1: to the bit
-                    self._strategy.backward(loss, None)
-                    return loss.detach() / total if self.summed else loss.detach()
                 part = loss if self.summed else loss * (weight / total)
                 self._strategy.backward(part * undo if undo > 1 else part, None)
             loss_sum = loss_sum + part.detach()

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+from importlib import import_module
 
 import headrace  # noqa: F401 - and with it torch and NumPy
 
@@ -37,4 +38,6 @@ def next_program(end: socket.socket) -> str:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        import_module(name)
     exec(compile(next_program(socket.socket(fileno=int(sys.argv[1]))), "program.py", "exec"))

@@ -1,0 +1,88 @@
+"""Two and four processes learn what one does: losses, weights, metrics; each sample once."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from headrace.train.checkpoint import Checkpoints, load
+
+
+def results(folder, programs, read=True):
+    for one in programs:
+        assert one.wait() == 0, one.errors()
+    if not read:
+        return None
+    size = len(programs)
+    return [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+
+
+def close(ours, theirs):
+    """Compare nested lists and dicts of numbers to 1e-5."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        return all(close(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(close, ours, theirs))
+    return abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
+
+
+# The last global batch: of 61 samples dealt out unevenly; of 62 only two of four ranks get one,
+# of 57 one of two.
+@pytest.mark.parametrize(
+    ("n", "batch_size", "accumulate", "sizes"),
+    [(61, 8, 1, (2, 4)), (62, 4, 3, (2, 4)), (57, 2, 1, (2,))],
+)
+def test_many_processes_learn_what_one_does(
+    start, torchrun, tmp_path, n, batch_size, accumulate, sizes
+):
+    call = f"learn({str(tmp_path)!r}, {n}, {batch_size}, accumulate={accumulate})"
+    [alone] = results(tmp_path, [start(call)])
+    for size in sizes:
+        for ours in results(tmp_path, torchrun(call, size)):
+            assert len(ours["steps"]) == len(alone["steps"])
+            assert close(ours, alone)
+
+
+@pytest.mark.parametrize(
+    ("loader", "text"),
+    [
+        ("DataLoader(Numbers(), batch_size=4)", "all of the data"),
+        ("torch.utils.data.DataLoader(Numbers(), batch_size=4)", "all of the data"),
+        ("DataLoader(Numbers(), batch_size=4, shard=(0, 3))", "one of 3 parts"),
+    ],
+)
+def test_a_loader_that_is_not_divided_is_refused(torchrun, loader, text):
+    programs = torchrun(f"failing(make_trainer().fit, {loader})", 2)
+    for one in programs:
+        assert one.wait() == 0, one.errors()
+        said = one.out.read()
+        assert said.startswith("TrainingError: train_loader gives each of the 2 ranks")
+        assert text in said
+        assert "shard='auto'" in said
+
+
+def test_killed_ranks_go_on_where_they_were(torchrun, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    results(None, torchrun(f"train_ranks({str(whole)!r})", 2), read=False)
+    programs = torchrun(f"train_ranks({str(killed)!r})", 2)
+    for _ in range(5):
+        programs[0].out.readline()
+    for one in programs:
+        one.signal(signal.SIGKILL)
+    for one in programs:
+        one.wait()
+    results(None, torchrun(f"train_ranks({str(killed)!r})", 2), read=False)
+    ours, theirs = (load(f / Checkpoints(f, 3).newest()) for f in (killed, whole))
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
+    assert ours[1]["history"] == theirs[1]["history"]
+
+
+def test_sigterm_to_one_rank_saves_and_leaves_on_all(torchrun, tmp_path):
+    programs = torchrun(f"train_ranks({str(tmp_path)!r}, sigterm_at=3)", 2)
+    assert [one.wait() for one in programs] == [143, 143]
+    assert Checkpoints(tmp_path, 3).newest() in (
+        "step-00000003-epoch-000",
+        "step-00000004-epoch-000",
+    )
