@@ -1,6 +1,6 @@
 """Functions applied in batches to data that is longer than memory."""
 
 from headrace.apply.batched import batched
-from headrace.apply.map import map_batches
+from headrace.apply.mapping import map_batches
 
 __all__ = ["batched", "map_batches"]
