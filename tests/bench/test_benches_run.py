@@ -15,6 +15,7 @@ ROWS = {
     "auto": 4,
     "batching": 10,
     "order": 13,
+    "train": 1,
     "sources": 9,
 }
 

@@ -79,6 +79,11 @@ _BENCHES = {
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
     ),
+    "train": _Bench(
+        "The Trainer beside the same loop written by hand (about a minute).",
+        "train",
+        (("train", "lightning_fabric"),),
+    ),
     "device": _Bench(
         "Copies to a CUDA device: of the link, behind a step, every value (about a minute).",
         "device",

@@ -25,6 +25,7 @@ from headrace.train.loop import Fit, Plan
 from headrace.train.metrics import Metrics
 from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
+from headrace.train.overfit import overfit
 from headrace.train.ranks import Ranks
 from headrace.train.update import Step, Updater
 
@@ -251,6 +252,25 @@ class Trainer:
                     outputs = forward_any(self.model, self.device, batch)
                 found.append(to_device(self.updater.precision.convert_output(outputs), _CPU))
         return joined(found) if join else found
+
+    def overfit_one_batch(
+        self, loader: Iterable[Any], steps: int = 100, fraction: float = 0.5
+    ) -> list[float]:
+        """Train on the first batch of a loader only, as a smoke test, and put everything back.
+
+        Args:
+            loader: its first batch is used, in each of the steps.
+            steps: of the optimizer; the schedule is left alone.
+            fraction: of the first loss that the last one must not exceed.
+
+        Returns:
+            the losses of the steps.
+
+        Raises:
+            TrainingError: the loss did not fall so far: the model does not learn.
+        """
+        with self._mode(training=True):
+            return overfit(self, loader, _count("steps", steps), fraction)
 
     # ---- what the loop asks for
 

@@ -28,10 +28,10 @@ def single_rows(loader: Any) -> str | None:
     if not plain or getattr(loader, "shard", None) is not None or not _has_length(loader.sampler):
         return None
     samples = len(loader.sampler)
-    size = loader.batch_size
+    size = loader.batch_sampler.batch_size
     if size == 1:
         return "batch_size=1 makes batches of one sample. Write DataLoader(..., batch_size=32)"
-    if loader.drop_last or samples % size != 1:
+    if loader.batch_sampler.drop_last or samples % size != 1:
         return None
     if samples == 1:
         return "the dataset has one sample. Give it more"
@@ -55,7 +55,8 @@ def foretell_batch_norm(
     """Watch the first batch's way through BatchNorm if a batch of one sample is to come.
 
     Whether one sample is too few depends on what arrives there: (1, channels) is, an image is not.
-    So the shapes of the first batch decide, before the first step of the optimizer.
+    So the shapes of the first batch decide, before the first step of the optimizer. A compiled
+    model does not call hooks: there it is a warning, for the kind that mostly gets (1, channels).
 
     Returns:
         the handles of the hooks, to be removed after the first batch.
@@ -64,25 +65,31 @@ def foretell_batch_norm(
     if line is None:
         return []
 
+    norms = training_batch_norms(model)
+    if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()) or hasattr(
+        model, "_orig_mod"
+    ):
+        flat = [name for name, module in norms.items() if isinstance(module, nn.BatchNorm1d)]
+        if flat:
+            report(Finding("batch norm", _batch_norm_text(flat[0], "mostly needs", line)))
+        return []
+
     def hook_of(name: str) -> Callable[[nn.Module, Any], None]:
         def look(module: nn.Module, inputs: Any) -> None:
             values = inputs[0] if inputs else None
-            if module.training and isinstance(values, Tensor) and values.ndim > 1:
-                positions = values.numel() // (values.shape[0] * values.shape[1])
-                if positions == 1:
-                    report(
-                        Finding(
-                            "batch norm",
-                            f"BatchNorm ({name!r}) needs more than one sample in training, and "
-                            f"{line}.",
-                            is_error=True,
-                        )
-                    )
+            if not module.training or not isinstance(values, Tensor) or values.ndim < 2:
+                return
+            if values.numel() == values.shape[0] * values.shape[1]:  # one value a sample
+                text = _batch_norm_text(name, "needs", line)
+                report(Finding("batch norm", text, is_error=True))
 
         return look
 
-    norms = training_batch_norms(model)
     return [m.register_forward_pre_hook(hook_of(name)) for name, m in norms.items()]
+
+
+def _batch_norm_text(name: str, needs: str, line: str) -> str:
+    return f"BatchNorm ({name!r}) {needs} more than one sample in training, and {line}."
 
 
 def check_validation(loader: Any) -> Finding | None:
