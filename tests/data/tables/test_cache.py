@@ -64,7 +64,7 @@ class TestAnEntry:
         CSVDataset(table, cache_dir=tmp_path / "c", features=["x"])
         assert len(entries(tmp_path / "c")) == 2
 
-    @pytest.mark.parametrize("damage", ["cut", "no meta", "half a meta", "version"])
+    @pytest.mark.parametrize("damage", ["cut", "grown", "no meta", "half a meta", "version"])
     def test_that_is_not_whole_is_made_again(
         self, table: Path, tmp_path: Path, damage: str
     ) -> None:
@@ -73,6 +73,9 @@ class TestAnEntry:
         meta = entry / "meta.json"
         if damage == "cut":
             os.truncate(entry / "0.bin", 100)
+        elif damage == "grown":
+            with (entry / "0.bin").open("ab") as file:
+                file.write(bytes(8))
         elif damage == "no meta":
             meta.unlink()
         elif damage == "half a meta":
@@ -81,7 +84,9 @@ class TestAnEntry:
             content = json.loads(meta.read_text(encoding="utf-8"))
             content["key"]["version"] = -1
             meta.write_text(json.dumps(content), encoding="utf-8")
+        os.utime(entry, (1, 1))
         again = CSVDataset(table, cache_dir=tmp_path / "c")
+        assert entry.stat().st_mtime != 1  # another directory
         np.testing.assert_array_equal(again.features, expected)
 
     def test_is_not_kept_when_the_source_changes_meanwhile(

@@ -378,8 +378,10 @@ class TestInALoader:
             assert again.classes == data.classes
             np.testing.assert_array_equal(again.features, data.features)
 
-    def test_pickled_does_not_become_another_one(self, iris: Path) -> None:
+    def test_pickled_does_not_become_another_one(self, iris: Path, tmp_path: Path) -> None:
+        kept = pickle.dumps(CSVDataset(iris, target="kind", cache_dir=tmp_path / "cache"))
         text = pickle.dumps(CSVDataset(iris, target="kind"))
         os.utime(iris, ns=(1, 1))
         with pytest.raises(SourceChangedError, match=r"iris.csv changed"):
             pickle.loads(text)
+        assert len(pickle.loads(kept)) == 150  # from the cache, which is of the file as it was

@@ -27,6 +27,9 @@ MAKERS: dict[str, Any] = {
         [pa.table(c).slice(0, 3), pa.table(c).slice(3)]
     ),
     "a slice": lambda c: pa.table({k: [v[0], *v] for k, v in c.items()}).slice(1),
+    "a slice of large texts": lambda c: pl.DataFrame(
+        {k: [v[0], *v] for k, v in c.items()}
+    ).to_arrow(compat_level=pl.CompatLevel.oldest())[1:],
     "polars in chunks": lambda c: pl.concat(
         [pl.DataFrame(c)[:3], pl.DataFrame(c)[3:]], rechunk=False
     ),

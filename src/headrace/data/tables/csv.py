@@ -23,7 +23,7 @@ from headrace.data.tables.cache import (
 from headrace.data.tables.columns import places
 from headrace.data.tables.csv_convert import convert
 from headrace.data.tables.csv_plan import Dtype, Form, Wanted, header, make_plan
-from headrace.errors import OptionError, SourceChangedError
+from headrace.errors import OptionError
 
 Path: TypeAlias = str | os.PathLike[str]
 CacheDir: TypeAlias = Path | Literal[False] | None
@@ -182,11 +182,7 @@ class CSVDataset(Source):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if describe(self._paths, self._options()) != self._key:
-            raise SourceChangedError(
-                f"{self._paths[0]} changed since the dataset was made. Make it again."
-            )
-        self._load()
+        self._load()  # of the same key: what was converted, or the same file
 
     def __repr__(self) -> str:
         target = "" if self.target_name is None else f", target={self.target_name!r}"

@@ -15,7 +15,6 @@ from headrace.data.tables.arrow import Missing, check_missing
 from headrace.data.tables.cache import (
     Memory,
     Sink,
-    check_unchanged,
     converted,
     default_directory,
     describe,
@@ -119,8 +118,7 @@ class ParquetDataset(RowDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        check_unchanged(self._key)
-        self._load()
+        self._load()  # of the same key: what was decoded, or the same files
 
     def __repr__(self) -> str:
         return f"ParquetDataset({len(self):,} rows of {len(self.column_names)} columns)"
