@@ -89,6 +89,28 @@ def test_an_image_of_one_pixel_fails_and_one_of_many_does_not():
         first_batch(model, loader, torch.rand(20, 3, 1, 1))
 
 
+def test_a_compiled_model_is_judged_by_its_layers():
+    compiled = torch.compile(batch_norm(), backend="eager")
+    guards = Guards(compiled, None, None)
+    with pytest.warns(TrainingWarning, match=r"mostly needs .* 5 x 20 \+ 1"):
+        guards.before_fit(DataLoader(data(101), batch_size=20))
+    images = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    images.compile(backend="eager")
+    Guards(images, None, None).before_fit(DataLoader(data(101), batch_size=20))
+
+
+def test_an_evaluation_on_the_way_is_let_be():
+    model = batch_norm()
+    guards = Guards(model, None, None)
+    guards.before_fit(DataLoader(data(101), batch_size=20))
+    model.eval()
+    model(torch.rand(1, 4))
+    model.train()
+    with pytest.raises(TrainingError):
+        model(torch.rand(20, 4))
+    guards.after_fit()
+
+
 class KeepsFrozen(nn.Sequential):
     def train(self, mode=True):
         super().train(mode)
