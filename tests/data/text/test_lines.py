@@ -203,6 +203,14 @@ class TestAFileThatChanges:
         with pytest.raises(SourceChangedError, match=r"x\.txt has changed.*6 bytes"):
             text[0]
 
+    def test_at_another_time_and_of_the_same_size(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.txt", b"a\nb\nc\n")
+        text = TextLines(path)
+        path.write_bytes(b"\na\nbc\n")
+        os.utime(path, ns=(0, 12345))
+        with pytest.raises(SourceChangedError, match=r"x\.txt has changed"):
+            text[0]
+
     def test_or_is_gone(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.txt", b"a\nb\nc\n")
         text = TextLines(path)

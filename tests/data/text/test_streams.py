@@ -108,6 +108,21 @@ class TestDivided:
         parts = [stream.shard(a, 3).shard(b, 2) for a in range(3) for b in range(2)]
         assert sorted(v["i"] for part in parts for v in part) == VALUES
 
+    @pytest.mark.parametrize("files", [1, 7])
+    def test_a_part_of_a_part_is_within_it(self, tmp_path: Path, files: int) -> None:
+        part = StreamedTextLines(pieces(tmp_path, files)).shard(1, 3)
+        assert sorted([*part.shard(0, 2), *part.shard(1, 2)]) == sorted(part)
+
+    def test_a_part_resumes_behind_every_line(self, tmp_path: Path) -> None:
+        part = StreamedTextLines(pieces(tmp_path, 2)).shard(1, 3)
+        whole = list(part)
+        stream = iter(part)
+        for seen in range(1, len(whole) + 1):
+            next(stream)
+            again = iter(part)
+            again.load_state_dict(stream.state_dict())
+            assert list(again) == whole[seen:]
+
     def test_whole_files_where_there_are_enough(self, tmp_path: Path) -> None:
         stream = StreamedTextLines(pieces(tmp_path, 5))
         assert [len(stream.shard(n, 2).paths) for n in range(2)] == [3, 2]
