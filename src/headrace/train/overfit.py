@@ -22,15 +22,19 @@ def overfit(trainer: Trainer, loader: Iterable[Any], steps: int, fraction: float
     show = trainer.progress if ranks.rank == 0 else False
     losses = []
     with _put_back(trainer, loader), Progress(1, 0, show) as progress:
-        batch = next(iter(loader), None)
+        batches = iter(loader)
+        batch = next(batches, None)
         if batch is None:
             raise TrainingError("the loader gave no batch: there is nothing to train on.")
+        last = getattr(loader, "last_indices", None)
+        indices = None if last is None else [last()]
+        del batches  # and with it the workers
         progress.begin_epoch(0, steps)
         weight = trainer.weight(batch)
         total = weight if ranks.size == 1 else ranks.sum([float(weight)])[0]
         for step in range(1, steps + 1):
             loss = updater.gradients([batch], [weight], total, everywhere=True)
-            trainer.guards.after_backward(loss, step=step, group=[batch])
+            trainer.guards.after_backward(loss, step=step, group=[batch], indices=indices)
             updater.update()
             losses.append(ranks.sum([loss.item()])[0])
             progress.step(1, loss=losses[-1])
@@ -57,8 +61,10 @@ def _put_back(trainer: Trainer, loader: Any) -> Iterator[None]:
     # Any other loader's state would put torch's generator back when it is iterated over next.
     state = loader.state_dict() if getattr(loader, "seed", None) is not None else None
     try:
+        trainer.guards.before_fit(loader)
         yield
     finally:
+        trainer.guards.after_fit()
         updater.model.load_state_dict(model)
         updater.optimizer.load_state_dict(optimizer)
         updater.optimizer.zero_grad()

@@ -136,6 +136,16 @@ def test_the_trainer_finds_the_layer_late_in_the_training():
         fit(nn.Sequential(nn.Linear(4, 3), Late(), nn.Linear(3, 2)), torch.rand(256, 4))
 
 
+def test_the_smoke_test_is_guarded_too():
+    model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    data = TensorDataset(torch.full((8, 4), NAN), torch.zeros(8).long())
+    for learnt, says in [(model, r"dataset indices 0, 1, 2, 3, 4 and 3 more"), (other, "none of")]:
+        optimizer = torch.optim.SGD(learnt.parameters(), 0.1)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, progress=False)
+        with pytest.raises(TrainingError, match=says):
+            trainer.overfit_one_batch(DataLoader(data, batch_size=8))
+
+
 def test_a_class_number_that_comes_late():
     data = TensorDataset(torch.rand(80, 4), torch.tensor([0] * 79 + [5]))
     model = nn.Linear(4, 2)
