@@ -222,6 +222,41 @@ def test_a_part_that_was_cut(begun, suffix):
     assert np.array_equal(read(out), X * 2)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_torn_rows_behind_the_last_note_are_cut_off(begun, suffix):
+    """A stream may have fewer rows when it is read again."""
+    out = begun(suffix, data=iter(torch.from_numpy(X)))
+    part = out.with_name(out.name + ".part")
+    part.write_bytes(part.read_bytes() + bytes(10_000))
+    map_batches(lambda b: b * 2, iter(torch.from_numpy(X[:15])), 5, out=out)
+    assert np.array_equal(read(out), X[:15] * 2)
+    fresh = map_batches(lambda b: b * 2, X[:15], 5, out=out.with_name(f"fresh{suffix}"))
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_a_note_without_its_part_is_no_note(begun):
+    """A run that was killed between its last two steps leaves one."""
+    out = begun(".npy")
+    out.with_name("x.npy.part").unlink()
+    with pytest.raises(Interrupted):
+        map_batches(failing_after(1), X[:, 0], 4, out=out)
+    map_batches(lambda b: b * 2, X[:, 0], 4, out=out)
+    assert np.array_equal(read(out), X[:, 0] * 2)
+
+
+def test_columns_of_safetensors_are_aligned(tmp_path):
+    out = tmp_path / "x.safetensors"
+    map_batches(lambda b: (b[:, 0] > 0, b.half(), b.double(), b), X, 5, out=out)
+    content = out.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    sizes = {"BOOL": 1, "F16": 2, "F32": 4, "F64": 8}
+    assert length % 8 == 0
+    assert [entry["data_offsets"][0] % sizes[entry["dtype"]] for entry in header.values()] == [
+        0
+    ] * 4
+
+
 @pytest.mark.parametrize(
     "note", ["", "[]", "{}", '{"columns": [{}]}', '{"columns": [], "rows": 1}']
 )

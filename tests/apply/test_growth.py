@@ -99,3 +99,36 @@ def test_interrupted_after_the_last_batch(roomy, monkeypatch, tmp_path):
             map_batches(torch.neg, X.numpy(), 5, out=out)
     map_batches(torch.neg, X.numpy(), 5, out=out)
     assert np.array_equal(np.load(out), -X.numpy())
+
+
+def test_after_running_out_of_memory_a_size_is_regained_but_not_exceeded():
+    limit = calls.RowLimit(5, 40)
+    limit.fitted(5, True)
+    limit.fitted(10, True)
+    limit.failed(20)
+    assert limit.rows == 10
+    seen = []
+    for _ in range(200):
+        limit.fitted(limit.rows, True)
+        seen.append(limit.rows)
+    assert seen.index(20) == 31  # twice 16 calls of calm
+    assert max(seen) == 20
+
+
+@pytest.mark.parametrize("fails_at", range(2, 11))
+def test_batches_that_stay_apart_are_gone_on_with_too(roomy, monkeypatch, tmp_path, fails_at):
+    monkeypatch.setattr(resume, "COMMIT_EVERY_S", 0)
+    named = [{"x": torch.tensor(n), "name": str(n)} for n in range(50)]
+    left = [fails_at]
+
+    def function(batch):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return torch.tensor([int(name) for name in batch["name"]])
+
+    out = tmp_path / "x.npy"
+    with pytest.raises(KeyboardInterrupt):
+        map_batches(function, named, 5, out=out)
+    map_batches(function, named, 5, out=out)
+    assert np.load(out).tolist() == list(range(50))
