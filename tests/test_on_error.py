@@ -63,6 +63,14 @@ class TestEveryBackend:
         assert stats.skipped == 20
         assert "and 17 more" in told[0]
 
+    @pytest.mark.filterwarnings("ignore:on_error='skip' left")
+    def test_last_indices_are_those_of_the_samples_that_came(self, options):
+        loader = DataLoader(
+            Partly({1, 6, 7, 8, 9, 10, 11}), batch_size=4, on_error="skip", shuffle=True, **options
+        )
+        for batch in loader:
+            assert loader.last_indices() == batch.tolist()
+
     def test_more_than_max_errors_is_an_error(self, options):
         loader = DataLoader(
             Partly({1, 5, 9}), batch_size=4, on_error="skip", max_errors=2, **options
