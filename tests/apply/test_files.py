@@ -234,10 +234,11 @@ def test_torn_rows_behind_the_last_note_are_cut_off(begun, suffix):
     assert out.read_bytes() == fresh.read_bytes()
 
 
-def test_a_note_without_its_part_is_no_note(begun):
+def test_a_note_without_its_part_is_no_note(begun, monkeypatch):
     """A run that was killed between its last two steps leaves one."""
     out = begun(".npy")
     out.with_name("x.npy.part").unlink()
+    monkeypatch.setattr(resume, "COMMIT_EVERY_S", 1000)
     with pytest.raises(Interrupted):
         map_batches(failing_after(1), X[:, 0], 4, out=out)
     map_batches(lambda b: b * 2, X[:, 0], 4, out=out)
