@@ -34,6 +34,8 @@ def make_loader(kind):
     """A loader of each kind that a fit may be given."""
     if kind == "headrace":
         return DataLoader(Numbers(), batch_size=4, shuffle=True)
+    if kind == "seeded":
+        return DataLoader(Numbers(), batch_size=4, shuffle=True, seed=3)
     if kind == "torch":
         generator = torch.Generator().manual_seed(5)
         return torch.utils.data.DataLoader(
