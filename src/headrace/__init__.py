@@ -3,6 +3,9 @@
 Names that ``torch.utils.data`` has too mean the same here, so a program moves over by its imports.
 """
 
+from importlib import import_module
+from typing import Any
+
 from torch.utils.data import (
     BatchSampler,
     ChainDataset,
@@ -80,6 +83,14 @@ from headrace.sampling import (
 )
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load ``headrace.train`` and ``headrace.tune`` when they are first asked for."""
+    if name in ("train", "tune"):
+        return import_module(f"headrace.{name}")
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+
 
 __all__ = [
     "ArrayDataset",

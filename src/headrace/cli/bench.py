@@ -74,7 +74,13 @@ _BENCHES = {
     "sources": _Bench(
         "Tables, images and text from files (some minutes, 1 GB of disk).",
         "sources",
-        (("tables", "polars"), ("tables", "pyarrow"), ("images", "simplejpeg"), ("images", "PIL")),
+        (
+            ("tables", "polars"),
+            ("tables", "pyarrow"),
+            ("images", "simplejpeg"),
+            ("images", "PIL"),
+            ("demo", "sklearn"),
+        ),
     ),
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"

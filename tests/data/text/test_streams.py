@@ -161,7 +161,11 @@ class TestBadInput:
             else:  # a time stamp, say
                 assert lines == ["a line"] * 2_000 or compress is zstandard.compress
 
-    @pytest.mark.parametrize("data", [b"", gzip.compress(b""), zstandard.compress(b"")])
+    @pytest.mark.parametrize(
+        "data",
+        [b"", gzip.compress(b""), zstandard.compress(b"")],
+        ids=["nothing", "gzip", "zstd"],  # gzip's holds the time
+    )
     def test_empty(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(SourceError, match=r"empty file|holds no lines"):

@@ -1,9 +1,7 @@
 """A folder of JPEGs: beside torch's loader with Pillow, and beside loops that only decode."""
 
-import multiprocessing
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.bench.costs import tree_cpu_seconds
 from headrace.bench.harness import Row, Say, Size, System, at_least, in_turn, ratios, spread
-from headrace.bench.workers.work import LOADERS, OURS, TORCH, Run, Work, memory_mib, run, system
+from headrace.bench.workers.work import (
+    LOADERS,
+    OURS,
+    TORCH,
+    Run,
+    Work,
+    memory_mib,
+    run,
+    system,
+    two_bare_loops,
+)
 from headrace.data.images.folder import ImageFolder
 from headrace.extras import import_extra
 
@@ -148,25 +155,12 @@ class _Folder(Work):
 
 def _bare_loops(paths: list[str]) -> Run:
     decode_jpeg = import_extra("simplejpeg", "images").decode_jpeg
-    fork = multiprocessing.get_context("fork")
-    start, end = fork.Barrier(3), fork.Barrier(3)
 
-    def loop(part: int) -> None:
+    def loop(part: int, ready: Callable[[], object]) -> None:
         pixels = np.empty((_SIDE, _SIDE, 3), np.uint8)
-        start.wait()
+        ready()
         for path in paths[part::2]:
             with open(path, "rb", buffering=0) as file:
                 decode_jpeg(file.read(), buffer=pixels)
-        end.wait()
 
-    cpu = tree_cpu_seconds()
-    processes = [fork.Process(target=loop, args=(part,), daemon=True) for part in range(2)]
-    for process in processes:
-        process.start()
-    start.wait()
-    started = time.perf_counter()
-    end.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    return Run(0.0, len(paths) / seconds, tree_cpu_seconds() - cpu)
+    return two_bare_loops(len(paths), loop)

@@ -1,18 +1,17 @@
 """JSON lines in shuffled order, beside a bare loop that seeks, reads a line and parses it."""
 
 import json
-import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from headrace.bench.costs import tree_cpu_seconds
 from headrace.bench.harness import Row, Say, Size, System, at_least, in_turn, ratios, spread
-from headrace.bench.workers.work import OURS, Run, Work, memory_mib, run, system
+from headrace.bench.workers.work import OURS, Run, Work, memory_mib, run, system, two_bare_loops
 from headrace.data.text import JSONLines
 
 _BATCH = 256
@@ -75,26 +74,13 @@ def _write(path: str, count: int) -> Any:
 
 def _bare_loops(path: str, offsets: Any) -> Run:
     """Let two processes read and parse half of the lines each, and do nothing with them."""
-    fork = multiprocessing.get_context("fork")
-    start, end = fork.Barrier(_PROCESSES + 1), fork.Barrier(_PROCESSES + 1)
+    halves = [offsets[part::2].tolist() for part in range(2)]
 
-    def loop(places: list[int]) -> None:
+    def loop(part: int, ready: Callable[[], object]) -> None:
         with open(path, "rb") as file:
-            start.wait()
-            for place in places:
+            ready()
+            for place in halves[part]:
                 file.seek(place)
                 json.loads(file.readline())
-            end.wait()
 
-    cpu = tree_cpu_seconds()
-    halves = [offsets[part::_PROCESSES].tolist() for part in range(_PROCESSES)]
-    processes = [fork.Process(target=loop, args=(half,), daemon=True) for half in halves]
-    for process in processes:
-        process.start()
-    start.wait()
-    started = time.perf_counter()
-    end.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    return Run(0.0, len(offsets) / seconds, tree_cpu_seconds() - cpu)
+    return two_bare_loops(len(offsets), loop)

@@ -1,10 +1,8 @@
 """How many samples a second worker processes deliver."""
 
-import multiprocessing
-import time
+from collections.abc import Callable
 from functools import partial
 
-from headrace.bench.costs import tree_cpu_seconds
 from headrace.bench.datasets import Dictionaries, Images, PythonWork
 from headrace.bench.harness import Row, Say, Size, Spread, System, at_least, in_turn, ratios, spread
 from headrace.bench.workers.work import (
@@ -17,6 +15,7 @@ from headrace.bench.workers.work import (
     run,
     run_both,
     system,
+    two_bare_loops,
 )
 
 _BARE = "two bare loops"
@@ -82,23 +81,9 @@ def beside_bare_loops(size: Size, say: Say) -> Row:
 
 
 def _bare_loops(dataset: PythonWork) -> Run:
-    fork = multiprocessing.get_context("fork")
-    start, end = fork.Barrier(3), fork.Barrier(3)
-
-    def loop(part: int) -> None:
-        start.wait()
+    def loop(part: int, ready: Callable[[], object]) -> None:
+        ready()
         for index in range(part, len(dataset), 2):
             dataset[index]
-        end.wait()
 
-    cpu = tree_cpu_seconds()
-    processes = [fork.Process(target=loop, args=(part,), daemon=True) for part in range(2)]
-    for process in processes:
-        process.start()
-    start.wait()
-    started = time.perf_counter()
-    end.wait()
-    seconds = time.perf_counter() - started
-    for process in processes:
-        process.join()
-    return Run(0.0, len(dataset) / seconds, tree_cpu_seconds() - cpu)
+    return two_bare_loops(len(dataset), loop)

@@ -1,6 +1,7 @@
 """What the rows share: a work to load, one epoch of it, its costs."""
 
 import gc
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,3 +91,28 @@ def memory_mib(epoch: Callable[[TreeMemory], object]) -> float:
 def system(name: str, figure: Spread, unit: str, runs: list[Run], added_mib: float) -> System:
     """Return a system with its costs."""
     return System(name, figure, unit, median(run.cpu_s for run in runs), added_mib)
+
+
+def two_bare_loops(samples: int, loop: Callable[[int, Callable[[], object]], object]) -> Run:
+    """Time two processes that do nothing but the work, at once.
+
+    ``loop(part, ready)`` does half of the ``samples``, once ``ready()`` has let it.
+    """
+    fork = multiprocessing.get_context("fork")
+    start, end = fork.Barrier(3), fork.Barrier(3)
+
+    def run_part(part: int) -> None:
+        loop(part, start.wait)
+        end.wait()
+
+    cpu = tree_cpu_seconds()
+    processes = [fork.Process(target=run_part, args=(part,), daemon=True) for part in range(2)]
+    for process in processes:
+        process.start()
+    start.wait()
+    started = time.perf_counter()
+    end.wait()
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    return Run(0.0, samples / seconds, tree_cpu_seconds() - cpu)
