@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -134,11 +133,17 @@ class _CountTargets:
         if self._class_weights is not None:
             weights = self._class_weights.detach().to(targets.device)
             total = weights[targets[targets != self._ignored]].sum()
-        elif targets.device.type == "cpu":  # in NumPy: 2 us, and 8 us in torch
-            return targets.numel() - int(np.count_nonzero(targets.numpy() == self._ignored))
+        elif targets.device.type != "cpu":
+            return (targets != self._ignored).sum()
+        elif self._ignored < 0 <= _least(targets):
+            return targets.numel()  # found in a third of the time that counting takes
         else:
             total = (targets != self._ignored).sum()
         return total if total.device.type != "cpu" else total.item()
+
+
+def _least(targets: Tensor) -> float:
+    return targets.min().item() if targets.numel() else 0
 
 
 def _targets_or_none(batch: Any) -> Any:
