@@ -10,11 +10,9 @@ would, and no thread or state of one block reaches the next.
 """
 
 import gc
-import os
 import random
 import re
 import shlex
-import subprocess
 import sys
 import types
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from headrace.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -106,7 +106,7 @@ def test_snippet_runs(snippet, alone, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_exists(command):
+def test_command_exists(command, monkeypatch, capsys):
     """`headrace bench workers --json` in a page: the command is there and knows the option."""
     words = shlex.split(command, comments=True)[1:]
     names = []
@@ -115,15 +115,11 @@ def test_command_exists(command):
             break
         names.append(word)
     options = [word.split("=")[0] for word in words if word.startswith("--")]
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli", *names, "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "200"},  # no option is cut short
-    )
-    assert done.returncode == 0, done.stderr
-    missing = [option for option in options if option not in done.stdout]
+    monkeypatch.setenv("COLUMNS", "200")  # no option is cut short
+    code = run([*names, "--help"])
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    missing = [option for option in options if option not in shown.out]
     assert missing == []
 
 

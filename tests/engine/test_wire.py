@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
+from headrace import DataLoader
 from headrace.engine import wire
 from headrace.engine.shared import LEASE_BYTES, Home, Imports, WorkerPool
 from headrace.tree import leaves
@@ -518,3 +519,9 @@ def test_a_batch_larger_than_the_files_it_may_open() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert all(as_bytes(a) == as_bytes(b) for a, b in zip(arrived, batch, strict=True))
     way.close()
+
+
+def test_torch_keeps_no_sparse_tensor_that_was_unpacked() -> None:
+    samples = [torch.eye(3).to_sparse() for _ in range(4)]
+    assert len(list(DataLoader(samples, batch_size=None, num_workers=1))) == 4  # type: ignore[arg-type]
+    assert len(wire._sparse_kept()) == 0  # else torch.load() would go through them, and warn

@@ -325,7 +325,25 @@ def unpack(packed: tuple[Any, ...], imports: Imports) -> Any:
         key, size_bytes = data
         data = tokens.pop(key)[:size_bytes].tobytes()  # the buffer returns at once
     arrays = [tokens[key][:size_bytes] for key, size_bytes in buffers]
-    return _Unpacker(io.BytesIO(data), arrays, tokens).load()
+    batch = _Unpacker(io.BytesIO(data), arrays, tokens).load()
+    _forget_sparse()
+    return batch
+
+
+def _forget_sparse() -> None:
+    """Empty the list of sparse tensors that torch keeps while it loads a file, to check them.
+
+    Unpickling one puts it there too, and only ``torch.load`` ever takes it out again.
+    """
+    _sparse_kept().clear()
+
+
+def _older_sparse_kept() -> list[torch.Tensor]:
+    kept: list[torch.Tensor] = torch._utils._sparse_tensors_to_validate  # type: ignore[attr-defined]
+    return kept
+
+
+_sparse_kept = getattr(torch._utils, "_get_sparse_tensors_to_validate", _older_sparse_kept)
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...] | None:
