@@ -153,6 +153,8 @@ class _Trial:
         self._step = 0
         self.walls: list[float] = []
         self.cpus: list[float] = []
+        self.beside_s = 0.0  # seconds of batches that were made beside a counter
+        self.counted = 0  # how far it got in them
         self.size_bytes = 0
         self.draws = False
         saved = self._seeding.begin(0)
@@ -161,14 +163,14 @@ class _Trial:
         finally:
             self._seeding.end(saved)
 
-    def run(self, limit_s: float) -> None:
+    def run(self, limit_s: float, beside: _Counter | None = None) -> None:
         """Make batches until the time is over, one at least."""
         deadline = time.perf_counter() + limit_s
         for _ in range(_MOST_BATCHES):
-            if not self._one() or time.perf_counter() >= deadline:
+            if not self._one(beside) or time.perf_counter() >= deadline:
                 return
 
-    def _one(self) -> bool:
+    def _one(self, beside: _Counter | None) -> bool:
         indices = next(self._indices, None)
         if indices is None:
             self._indices = self._batches()
@@ -178,9 +180,16 @@ class _Trial:
         saved = self._seeding.begin(task.seed)
         try:
             before = self._generators.save()
-            wall, cpu = _own_time(), time.thread_time()
-            result = self._fetcher(task)
-            wall, cpu = _own_time() - wall, time.thread_time() - cpu
+            if beside is None:
+                wall, cpu = _own_time(), time.thread_time()
+                result = self._fetcher(task)
+                self.walls.append(_own_time() - wall)
+                self.cpus.append(time.thread_time() - cpu)
+            else:  # nothing here may let go of the lock but the batch itself
+                counted, wall = beside.count, time.perf_counter()
+                result = self._fetcher(task)
+                self.beside_s += time.perf_counter() - wall
+                self.counted += beside.count - counted
             self.draws = self.draws or not _same(before, self._generators.save())
         finally:
             self._seeding.end(saved)
@@ -188,8 +197,6 @@ class _Trial:
             raise result.error
         if not isinstance(result, Done):
             return False  # an iterable dataset has ended
-        self.walls.append(wall)
-        self.cpus.append(cpu)
         self.size_bytes = max(self.size_bytes, result.size_bytes)
         return True
 
@@ -219,8 +226,9 @@ def _share_of_lock(trial: _Trial) -> float:
     time.sleep(0.03)
     rate_alone = alone.stop()
     beside = _Counter()
-    trial.run(MEASURE_S)
-    rate = beside.stop() / max(rate_alone, 1.0)
+    trial.run(MEASURE_S, beside)
+    beside.stop()
+    rate = trial.counted / max(trial.beside_s * rate_alone, 1.0)
     return float(np.clip(2 * (1 - rate), 0.0, 1.0))
 
 
@@ -228,7 +236,7 @@ class _Counter:
     """A thread that counts as fast as it can."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._going = True
         self._started = time.perf_counter()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -236,11 +244,11 @@ class _Counter:
 
     def _run(self) -> None:
         while self._going:
-            self._count += 1
+            self.count += 1
 
     def stop(self) -> float:
         """Return how often it counted in a second."""
-        count, seconds = self._count, time.perf_counter() - self._started
+        count, seconds = self.count, time.perf_counter() - self._started
         self._going = False
         self._thread.join()
         return count / seconds
