@@ -1,5 +1,6 @@
 """The measure of memory and CPU time: what it sees, and what it leaves out."""
 
+import gc
 import subprocess
 import sys
 import time
@@ -10,13 +11,14 @@ MIB = 2**20
 
 
 def test_a_peak_is_seen_though_it_has_passed():
+    gc.collect()  # what earlier tests left must not be given back while this one looks
     with TreeMemory() as memory:
         block = bytearray(b"x") * (64 * MIB)
         until = time.process_time() + 0.3  # long enough that one of its looks falls within
         while time.process_time() < until:
             block.count(b"y")
         del block
-    assert 60 < memory.added_mib < 100
+    assert 56 < memory.added_mib < 100  # other memory of this process may be given back
 
 
 def test_a_look_that_was_asked_for_sees_what_is_there_now():

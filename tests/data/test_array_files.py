@@ -232,6 +232,16 @@ class TestFilesCutShortWhileTheyAreMapped:
         assert exit_code_of(read) == 0
 
 
+def test_an_archive_that_says_it_is_encrypted_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=X)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1  # in the directory, which zipfile believes
+    path.write_bytes(raw)
+    with pytest.raises(SourceError, match="encrypted"):
+        ArrayDataset.from_npz(path)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damaged_files_are_an_error_or_a_dataset(data: st.DataObject) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from headrace.data.files import PathLike
 from headrace.data.gather import Array, Gatherer, IndexArray, memory_file
-from headrace.errors import ArrayTypeError, MissingColumnError, SourceError
+from headrace.errors import ArrayTypeError, HeadraceError, MissingColumnError, SourceError
 from headrace.tree import NUMPY_DTYPES
 
 MapMode: TypeAlias = Literal["r", "r+", "c"]
@@ -93,7 +93,13 @@ def open_npz(path: PathLike, names: Sequence[str] | None) -> dict[str, Array]:
                 name: _from_archive(archive, members[name], place)
                 for name in _chosen(names, members, place)
             }
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+    ) as error:  # the last: encrypted, says zipfile
+        if isinstance(error, HeadraceError):
+            raise
         raise SourceError(
             f"{place} is no .npz archive that can be read ({error}). Write it again: "
             f"np.savez(path, x=x, y=y)."
@@ -117,8 +123,8 @@ def _from_archive(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) ->
             if info.compress_type != zipfile.ZIP_STORED:
                 flat = np.frombuffer(bytearray(member.read()), dtype, math.prod(shape))
                 return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-        if isinstance(error, ArrayTypeError):
+    except Exception as error:  # of zipfile, zlib or NumPy, by which byte is wrong
+        if isinstance(error, HeadraceError):
             raise
         raise SourceError(
             f"{what} cannot be read ({error}). Write the file again: np.savez(path, x=x)."
