@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
         options["plugins"] = plugins.MixedPrecision(precision, kind)
     fabric: Fabric = lightning.Fabric(accelerator=kind, strategy=strategy, **options)
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave_group)
     if asked_for is None:
         # Fabric sets it when it is imported, to find devices without waking CUDA. They are found,
         # and optimizers ask in each step: 0.3 ms a time on a machine without the library.
@@ -68,3 +71,9 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
 
 def _under_torchrun() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
+def _leave_group() -> None:
+    """End the group while Python still runs: its threads may abort a process that is half gone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
