@@ -60,7 +60,7 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
         options["plugins"] = plugins.MixedPrecision(precision, kind)
     fabric: Fabric = lightning.Fabric(accelerator=kind, strategy=strategy, **options)
     fabric.launch()
-    if world > 1:
+    if fabric.world_size > 1:
         atexit.register(_leave_group)
     if asked_for is None:
         # Fabric sets it when it is imported, to find devices without waking CUDA. They are found,

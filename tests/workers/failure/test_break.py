@@ -1,4 +1,4 @@
-"""Leaving the loop early ends all workers within a second, whatever they are doing."""
+"""Leaving the loop early ends all workers soon, whatever they are doing."""
 
 import time
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from headrace import DataLoader
-from workers.failure.processes import SECOND, is_running, wait_until
+from workers.failure.processes import SOON, is_running, wait_until
 from workers.failure.user_code import Numbers, Stream, Stuck, indices_of
 
 
 @pytest.mark.parametrize("workers", [2, 8])
-def test_workers_that_are_deaf_to_all_signals_are_gone_within_a_second(workers: int) -> None:
+def test_workers_that_are_deaf_to_all_signals_are_gone_soon(workers: int) -> None:
     stuck = Stuck(start=2 * workers)
     loader = DataLoader(Numbers(100, stuck), 2, num_workers=workers)
     pids = []
@@ -20,7 +20,7 @@ def test_workers_that_are_deaf_to_all_signals_are_gone_within_a_second(workers: 
         pids = [w.pid for w in _iterator_of(loader)] if loader.persistent_workers else []
         started = time.monotonic()
         break
-    assert time.monotonic() - started < SECOND
+    assert time.monotonic() - started < SOON
     assert not any(is_running(pid) for pid in pids)
 
 

@@ -1,4 +1,4 @@
-"""Programs that end with workers under way end cleanly, within a second, however they end."""
+"""Programs that end with workers under way end cleanly and soon, however they end."""
 
 import os
 import signal

@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace import DataLoader
 from workers.failure.processes import (
-    SECOND,
+    SOON,
     is_running,
     open_descriptors,
     shared_segments,
@@ -45,13 +45,13 @@ def test_a_circle_is_ended_by_the_collector_without_a_warning() -> None:
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_stuck_workers_are_gone_within_a_second() -> None:
+def test_stuck_workers_are_gone_soon() -> None:
     stuck = Stuck()
     iterator = iter(DataLoader(Numbers(50, stuck), 2, num_workers=4))
     wait_until(lambda: stuck.stuck() == 4, "all workers are stuck")
     started = time.monotonic()
     del iterator
-    assert time.monotonic() - started < SECOND
+    assert time.monotonic() - started < SOON
 
 
 def test_the_shared_memory_goes_with_the_loader_and_the_last_batch() -> None:

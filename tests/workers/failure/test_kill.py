@@ -381,6 +381,7 @@ def test_worker_init_fn_runs_again_in_a_replacement() -> None:
     marks = Marks(2)
     iterator = iter(loader_of(Numbers(LENGTH), 2, worker_init_fn=marks.add))
     next(iterator)
+    wait_until(lambda: marks[1] == 1, "the second worker has begun")
     kill(iterator._workers[1].pid)
     list(iterator)
     assert [marks[0], marks[1]] == [1, 2]

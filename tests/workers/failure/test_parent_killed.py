@@ -1,4 +1,4 @@
-"""When the user's process is killed its workers are gone within a second, the spare too."""
+"""When the user's process is killed its workers are gone soon, the spare too."""
 
 import os
 import signal
