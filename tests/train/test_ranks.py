@@ -86,3 +86,10 @@ def test_sigterm_to_one_rank_saves_and_leaves_on_all(torchrun, tmp_path):
         "step-00000003-epoch-000",
         "step-00000004-epoch-000",
     )
+
+
+def test_the_group_and_its_threads_end_before_python_does(torchrun, tmp_path):
+    programs = torchrun(f"trainer = threads_at_exit({str(tmp_path)!r})", 2)
+    for one in programs:
+        assert one.wait() == 0, one.errors()
+        assert one.out.read().splitlines()[-2:] == ["True", "[]"]

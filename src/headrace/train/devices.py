@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,8 +62,6 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
         options["plugins"] = plugins.MixedPrecision(precision, kind)
     fabric: Fabric = lightning.Fabric(accelerator=kind, strategy=strategy, **options)
     fabric.launch()
-    if fabric.world_size > 1:
-        atexit.register(_leave_group)
     if asked_for is None:
         # Fabric sets it when it is imported, to find devices without waking CUDA. They are found,
         # and optimizers ask in each step: 0.3 ms a time on a machine without the library.
@@ -73,7 +73,23 @@ def _under_torchrun() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
 
 
-def _leave_group() -> None:
-    """End the group while Python still runs: its threads may abort a process that is half gone."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def leave_group_at_exit(release: Callable[[], None]) -> None:
+    """Leave the group of processes before Python goes down.
+
+    A thread of gloo lets go of a collective's tensors after it has told that it is done, and aborts
+    the process where Python is gone by then. The group's end waits for its threads, and comes when
+    nothing holds the group any more.
+
+    Args:
+        release: gives up what holds the group.
+    """
+
+    def leave() -> None:
+        # After an error the others may be in a collective: to wait for them could hang.
+        if hasattr(sys, "last_value"):
+            return
+        release()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)

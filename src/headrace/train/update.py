@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from headrace.errors import TrainingError
 from headrace.train.batch import Weight, call_model, parts_of, to_device
+from headrace.train.devices import leave_group_at_exit
 from headrace.train.guards import Guards
 from headrace.train.oom_split import OnOom, OomSplit
 from headrace.train.ranks import Ranks
@@ -65,6 +67,9 @@ class Updater:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._stepped = False
         optimizer.register_step_post_hook(self._note_step)
+        if ranks.size > 1:
+            own = weakref.ref(self)
+            leave_group_at_exit(lambda: _give_up_wrapper(own()))
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
@@ -159,3 +164,8 @@ class Updater:
         self._strategy.optimizer_step(self.optimizer)
         # A fused optimizer is always called and skips by itself: the scale shows that it did.
         return scaler.get_scale() >= before if inside else self._stepped
+
+
+def _give_up_wrapper(updater: Updater | None) -> None:
+    if updater is not None:
+        updater._wrapped = None
