@@ -14,6 +14,10 @@ OLDEST_TORCH := 2.10
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
+# The tests start hundreds of interpreters. Where a shell forbids them to keep compiled code, each
+# would compile torch again, for seconds; it is kept in the environment, and next to the sources.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint format bench docs docs-serve stress test-oldest clean

@@ -80,6 +80,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if type(batch) in (tuple, list):
+        return type(batch)([to_device(value, device) for value in batch])
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, Mapping):
@@ -133,13 +135,13 @@ class _CountTargets:
         if self._class_weights is not None:
             weights = self._class_weights.detach().to(targets.device)
             total = weights[targets[targets != self._ignored]].sum()
-        elif targets.device.type != "cpu":
+        elif not targets.is_cpu:
             return (targets != self._ignored).sum()
         elif self._ignored < 0 <= _least(targets):
             return targets.numel()  # found in a third of the time that counting takes
         else:
             total = (targets != self._ignored).sum()
-        return total if total.device.type != "cpu" else total.item()
+        return total.item() if total.is_cpu else total
 
 
 def _least(targets: Tensor) -> float:

@@ -55,8 +55,8 @@ class Updater:
         self.scheduler = scheduler
         self.summed = getattr(loss_fn, "reduction", None) == "sum"
         self.norm: Tensor | None = None  # of the last step's gradients, where they are clipped
-        self._strategy = fabric.strategy
-        self._wrapped: Any = self._strategy.setup_module(fabric.to_device(model))
+        self._scaler: Any = getattr(self.precision, "scaler", None)  # of float16
+        self._wrapped: Any = fabric.strategy.setup_module(fabric.to_device(model))
         self._loss_fn = loss_fn
         self._step = step
         self._clip_norm = clip_norm
@@ -66,7 +66,8 @@ class Updater:
         self.oom = OomSplit(model, on_oom, optimizer.zero_grad, self.device, ranks.size)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._stepped = False
-        optimizer.register_step_post_hook(self._note_step)
+        if self._scaler is not None:
+            optimizer.register_step_post_hook(self._note_step)
         if ranks.size > 1:
             own = weakref.ref(self)
             leave_group_at_exit(lambda: _give_up_wrapper(own()))
@@ -133,16 +134,19 @@ class Updater:
         undo = self._ranks.size if everywhere else 1
         if len(batches) == 1 and self._ranks.size == 1:  # its share is 1: to the bit
             loss = self.loss_of(model, to_device(batches[0], self.device))[0]
-            self._strategy.backward(loss, None)
+            self._differentiate(loss)
             return loss.detach() / total if self.summed else loss.detach()
         loss_sum = torch.zeros((), device=self.device)
         for place, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             with self._gradients_stay(everywhere and place + 1 < len(batches)):
                 loss = self.loss_of(model, to_device(batch, self.device))[0]
                 part = loss if self.summed else loss * (weight / total)
-                self._strategy.backward(part * undo if undo > 1 else part, None)
+                self._differentiate(part * undo if undo > 1 else part)
             loss_sum = loss_sum + part.detach()
         return loss_sum / total if self.summed else loss_sum
+
+    def _differentiate(self, loss: Tensor) -> None:
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _gradients_stay(self, stay: bool) -> AbstractContextManager[Any]:
         """Keep gradients on their ranks until the last batch of a group."""
@@ -153,15 +157,19 @@ class Updater:
 
         A gradient scaler skips the step where float16 has overflowed.
         """
-        scaler: Any = getattr(self.precision, "scaler", None)
+        scaler = self._scaler
         if self._clip_norm is not None:
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
             self.norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        if scaler is None:
+            self.optimizer.step()
+            return True
         self._stepped = False
-        inside = scaler is not None and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        inside = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         before = scaler.get_scale() if inside else 0.0
-        self._strategy.optimizer_step(self.optimizer)
+        scaler.step(self.optimizer)
+        scaler.update()
         # A fused optimizer is always called and skips by itself: the scale shows that it did.
         return scaler.get_scale() >= before if inside else self._stepped
 

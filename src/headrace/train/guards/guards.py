@@ -140,7 +140,7 @@ class Guards:
         if not self.on:
             return
         first = self._backwards < CHECKED_BACKWARDS
-        if first or every_step or loss.device.type == "cpu":
+        if first or every_step or loss.is_cpu:
             self.check_loss(loss.item(), step=step, group=group, indices=indices)
         if first and self._model is not None and self._optimizer is not None:
             self._backwards += 1
