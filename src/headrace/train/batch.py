@@ -80,16 +80,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if type(batch) in (tuple, list):
-        return type(batch)([to_device(value, device) for value in batch])
     if hasattr(batch, "to"):
         return batch.to(device)
+    if isinstance(batch, (tuple, list)):
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if is_namedtuple(batch) else type(batch)(moved)
     if isinstance(batch, Mapping):
         return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
-    if is_namedtuple(batch):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)([to_device(value, device) for value in batch])
     return batch
 
 

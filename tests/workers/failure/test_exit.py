@@ -1,15 +1,20 @@
 """Programs that end with workers under way end cleanly and soon, however they end."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
 
+import headrace
+from headrace.engine.backends import process, spare
 from workers.failure.conftest import TESTS, WARNINGS
 from workers.failure.processes import wait_until_gone
+from workers.failure.user_code import Numbers
 
 BEGIN = """
     stuck = Stuck(start=8)
@@ -120,3 +125,16 @@ def test_a_fresh_interpreter_with_everything_in_globals_exits_cleanly() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+def test_what_is_deleted_when_modules_are_gone_says_nothing(monkeypatch: Any) -> None:
+    iterator = iter(headrace.DataLoader(Numbers(10), 2, num_workers=2, backend="process"))
+    list(iterator)
+    iterator._shutdown_workers()
+    for module in (process, spare):
+        for name in ("contextlib", "os"):
+            monkeypatch.setattr(module, name, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pytest warns of exceptions that Python ignores
+        del iterator
+        gc.collect()

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from headrace.engine import wire
@@ -69,9 +69,11 @@ class Adopted:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.sentinel, number)
 
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self.sentinel)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        try:  # noqa: SIM105 - at the interpreter's end modules may be gone
+            close(self.sentinel)
+        except OSError:
+            pass
 
 
 class Spare:
