@@ -19,6 +19,7 @@ from headrace.bench.workers.work import (
     Work,
     memory_mib,
     run,
+    run_epoch,
     system,
     two_bare_loops,
 )
@@ -26,6 +27,7 @@ from headrace.data.images.folder import ImageFolder
 from headrace.extras import import_extra
 
 _BARE = "two bare loops"
+_LATER = "headrace, later epochs"
 _SMALL = "headrace, size=128"
 _SIDE = 256
 _BATCH = 64
@@ -43,9 +45,11 @@ def images(size: Size, say: Say) -> list[Row]:
         epochs: dict[str, Any] = {
             OURS: partial(run, whole, OURS),
             TORCH: partial(run, whole, TORCH),
+            _LATER: partial(run_epoch, whole, whole.loader(OURS, persistent_workers=True)),
             _SMALL: partial(run, small, OURS),
             _BARE: lambda _=None: _bare_loops(paths),
         }
+        epochs[_LATER]()
         say("images: headrace, torch's loader with Pillow, two bare loops, in turn")
         runs = in_turn(epochs, size.rounds)
         systems = {
@@ -92,6 +96,14 @@ def _rows(count: int, runs: dict[str, list[Run]], systems: dict[str, System]) ->
             0.9,
             "a bare loop reads and decodes half of the files with simplejpeg, each into the same "
             "memory; it makes no batches",
+        ),
+        row(
+            "the same, later epochs of persistent workers",
+            _LATER,
+            _BARE,
+            0.9,
+            "the first epoch has 31 batches, and takes the memory of the first of them, page by "
+            "page, from the system: later ones use it again",
         ),
         row(
             f"the same, decoded at size={_SIDE // 2}",

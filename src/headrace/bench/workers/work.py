@@ -56,7 +56,11 @@ class Run:
 
 def run(work: Work, system: str, memory: TreeMemory | None = None) -> Run:
     """Load one epoch, from the workers' start to their end; have ``memory`` look in between."""
-    loader = work.loader(system)
+    return run_epoch(work, work.loader(system), memory)
+
+
+def run_epoch(work: Work, loader: Any, memory: TreeMemory | None = None) -> Run:
+    """Load an epoch of a loader, whose workers end with it if nobody else holds it."""
     cpu, started = tree_cpu_seconds(), time.perf_counter()
     iterator = iter(loader)
     batch = next(iterator)
