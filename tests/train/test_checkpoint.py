@@ -306,6 +306,43 @@ def test_callbacks_with_a_state_are_part_of_it(tmp_path):
         fit(3)
 
 
+class Scaled(nn.Module):
+    """A loss that learns, and counts."""
+
+    def __init__(self, wide=()):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(wide))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+def test_what_a_loss_learns_is_part_of_it(tmp_path):
+    def fit(epochs, wide=()):
+        torch.manual_seed(0)
+        model, loss_fn = nn.Linear(3, 2), Scaled(wide)
+        optimizer = torch.optim.Adam([*model.parameters(), *loss_fn.parameters()], 0.1)
+        trainer = Trainer(model, loss_fn, optimizer, device="cpu", progress=False)
+        trainer.fit(
+            [(torch.ones(4, 3), torch.ones(4).long())], epochs=epochs, checkpoint_dir=tmp_path
+        )
+        return float(loss_fn.scale.detach()), float(loss_fn.calls)
+
+    scale, calls = fit(2)
+    assert (scale != 1, calls) == (True, 2)
+    assert fit(2) == (scale, calls)
+    with pytest.raises(StateError, match=r"(?s)does not fit this optimizer or loss.*scale"):
+        fit(3, wide=(2,))
+
+
+def test_another_optimizer_is_refused(tmp_path):
+    make(tmp_path)[1](1)
+    with pytest.raises(StateError, match=r"written with AdamW optimizer, .* has SGD optimizer"):
+        make(tmp_path, torch.optim.SGD)[1](2)
+
+
 def test_another_model_is_refused(tmp_path):
     _, fit = make(tmp_path)
     fit(1)

@@ -262,7 +262,12 @@ def test_tensorboard_is_written(tmp_path):
         (lambda m, o: Trainer(m, None, o), "exactly one of loss_fn and step="),
         (lambda m, o: Trainer(m, None, o, step=print, metrics=print), "metrics need outputs"),
         (lambda m, o: Trainer(m, print, torch.optim.LBFGS(m.parameters())), "LBFGS"),
-        (lambda m, o: Trainer(m, print, o, metrics={"a": 3}), "the metric 'a' is a int"),
+        (lambda m, o: Trainer(m, print, o, metrics={"a": 3}), "the metric 3 is neither 'accuracy'"),
+        (lambda m, o: Trainer(m, print, o, metrics="acuracy"), "'acuracy' is neither 'accuracy'"),
+        (lambda m, o: Trainer(m, nn.MSELoss, o), r"Write Trainer\(model, MSELoss\(\), optimizer"),
+        (lambda m, o: Trainer(m, print, o, clip_norm=0), "clip_norm=0 is no norm"),
+        (lambda m, o: Trainer(m, print, o, callbacks=Callback()), r"callbacks=\[MyCallback\(\)\]"),
+        (lambda m, o: Trainer(m, print, o, callbacks=[Callback]), r"callbacks=\[MyCallback\(\)\]"),
         (lambda m, o: Trainer(m, print, o, schedule_every="batch"), "schedule_every='batch'"),
     ],
 )
@@ -288,3 +293,16 @@ def test_fit_refuses_values_that_cannot_be():
         make().fit([(X, Y)], epochs=0)
     with pytest.raises(OptionError, match="resume='yes'"):
         make().fit([(X, Y)], resume="yes")
+    with pytest.raises(OptionError, match="no folder for the checkpoints"):
+        make().fit([(X, Y)], checkpoint_every_steps=5)
+    with pytest.raises(OptionError, match="val_loader is a generator, which ends with the first"):
+        make().fit([(X, Y)], (batch for batch in [(X, Y)]), epochs=2)
+    assert make().fit(batch for batch in [(X, Y)]).epochs
+
+
+def test_a_loss_module_is_on_the_device():
+    moved = []
+    loss_fn = nn.CrossEntropyLoss(torch.ones(3))
+    loss_fn.to = moved.append  # there is only one device here
+    make(loss_fn=loss_fn, device=torch.device("cpu"))
+    assert moved == [torch.device("cpu")]

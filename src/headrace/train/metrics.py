@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from headrace.errors import OptionError
+from headrace.errors import OptionError, TrainingError
 from headrace.extras import import_extra
 
 
@@ -18,19 +19,22 @@ class Metrics:
 
     Args:
         given: a torchmetrics ``Metric`` or ``MetricCollection``, a function
-            ``(outputs, targets) -> value`` that is a mean over the batch, a dict of these by
-            name, or a list of them.
+            ``(outputs, targets) -> value`` that is a mean over the batch, ``"accuracy"``, a dict of
+            these by name, or a list of them.
         device: where they add up.
+        loss_fn: says to ``"accuracy"`` what the outputs mean.
 
     Raises:
         OptionError: something that is neither.
     """
 
-    def __init__(self, given: Any, device: torch.device) -> None:
+    def __init__(self, given: Any, device: torch.device, loss_fn: Any = None) -> None:
         self._metrics: dict[str, Any] = {}
         self._functions: dict[str, Callable[[Any, Any], Any]] = {}
         for name, metric in _named(given):
-            if hasattr(metric, "update") and hasattr(metric, "compute"):
+            if isinstance(metric, str) and metric == "accuracy":
+                self._metrics[name] = Accuracy(loss_fn, device)
+            elif hasattr(metric, "update") and hasattr(metric, "compute"):
                 self._metrics[name] = metric.to(device)
             elif callable(metric):
                 mean = import_extra("torchmetrics", "train").MeanMetric()
@@ -38,9 +42,9 @@ class Metrics:
                 self._functions[name] = metric
             else:
                 raise OptionError(
-                    f"the metric {name!r} is a {type(metric).__name__}, neither a torchmetrics "
-                    f"Metric nor a function. Write Trainer(..., metrics={{'accuracy': "
-                    f"torchmetrics.classification.MulticlassAccuracy(10)}})."
+                    f"the metric {metric!r} is neither 'accuracy', nor a torchmetrics Metric, nor "
+                    f"a function. Write Trainer(..., metrics='accuracy'), or metrics={{'f1': "
+                    f"torchmetrics.classification.MulticlassF1Score(10)}}."
                 )
 
     def __bool__(self) -> bool:
@@ -67,6 +71,68 @@ class Metrics:
         return values
 
 
+class Accuracy:
+    """The share of right classes, over all targets that the loss does not ignore.
+
+    With outputs of shape (batch, classes, ...) and class numbers of shape (batch, ...), the class
+    of the largest output is held against the target. With ``BCEWithLogitsLoss`` and ``BCELoss``
+    each output is a yes above 0, or above a probability of 0.5.
+
+    Args:
+        loss_fn: the loss that the model is trained with.
+        device: where it adds up.
+    """
+
+    def __init__(self, loss_fn: Any, device: torch.device) -> None:
+        self._mean = import_extra("torchmetrics", "train").MeanMetric().to(device)
+        self._ignored = getattr(loss_fn, "ignore_index", -100)
+        self._threshold = None
+        if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is _BINARY_WITH_LOGITS:
+            self._threshold = 0.0
+        elif isinstance(loss_fn, nn.BCELoss) or loss_fn is functional.binary_cross_entropy:
+            self._threshold = 0.5
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._mean.reset()
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take a batch in.
+
+        Raises:
+            TrainingError: its classes cannot be told.
+        """
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            raise _no_classes(type(outputs).__name__, type(targets).__name__)
+        shapes = f"shape {tuple(outputs.shape)}", f"{targets.dtype} {tuple(targets.shape)}"
+        if self._threshold is not None and outputs.shape == targets.shape:
+            right = (outputs > self._threshold) == (targets > 0.5)
+            self._mean.update(right.float())
+            return
+        classes = targets.shape == outputs.shape[:1] + outputs.shape[2:]
+        if outputs.ndim < 2 or not classes or targets.is_floating_point():
+            raise _no_classes(*shapes)
+        counted = targets != self._ignored
+        right = outputs.argmax(1) == targets
+        self._mean.update(right.float(), counted.float())
+
+    def compute(self) -> Any:
+        """Return the share."""
+        return self._mean.compute()
+
+
+_BINARY_WITH_LOGITS = functional.binary_cross_entropy_with_logits
+
+
+def _no_classes(outputs: str, targets: str) -> TrainingError:
+    return TrainingError(
+        f"'accuracy' compares outputs of shape (batch, classes) with class numbers of shape "
+        f"(batch,), and the outputs are of {outputs}, the targets {targets}. Write it as a "
+        f"function: metrics={{'accuracy': lambda outputs, targets: ((outputs > 0) == (targets > "
+        f"0.5)).float().mean()}}."
+    )
+
+
 def _named(given: Any) -> Iterable[tuple[str, Any]]:
     if given is None:
         return ()
@@ -78,6 +144,8 @@ def _named(given: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _name_of(metric: Any) -> str:
+    if isinstance(metric, str):
+        return metric
     if not hasattr(metric, "compute"):
         return str(getattr(metric, "__name__", "metric"))
     if hasattr(metric, "keys"):

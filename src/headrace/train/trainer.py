@@ -18,6 +18,15 @@ from headrace.extras import import_extra
 from headrace.train.batch import Weight, forward_any, to_device, weight_of
 from headrace.train.callbacks import Callback
 from headrace.train.checkpoint import Checkpoints
+from headrace.train.checks import (
+    check_again,
+    check_callbacks,
+    check_clip_norm,
+    check_loss_module,
+    check_training,
+    count,
+    without_class_weights,
+)
 from headrace.train.devices import launch
 from headrace.train.guards import Guards
 from headrace.train.history import History
@@ -27,6 +36,7 @@ from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
 from headrace.train.ranks import Ranks
+from headrace.train.schedule import check_duration, check_scheduler, load_schedule, steps_of_epoch
 from headrace.train.update import Step, Updater
 
 
@@ -36,12 +46,14 @@ class Trainer:
     Args:
         model: any module. It is moved to the device.
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch; a sum if it has
-            ``reduction="sum"``. May be left out where ``step=`` is given.
+            ``reduction="sum"``. A module is moved to the device, and part of the checkpoints. May
+            be left out where ``step=`` is given.
         optimizer: holds the model's parameters.
         scheduler: stepped after each step of the optimizer that was not skipped;
             ``ReduceLROnPlateau`` after each epoch, with the validation loss.
-        metrics: of evaluations: a torchmetrics ``Metric`` or ``MetricCollection``, a function
-            ``(outputs, targets) -> mean over the batch``, a dict of these by name, or a list.
+        metrics: of evaluations: ``"accuracy"``, the share of right classes; a torchmetrics
+            ``Metric`` or ``MetricCollection``; a function ``(outputs, targets) -> mean over the
+            batch``; a dict of these by name, or a list.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         precision: ``"bf16-mixed"`` and ``"16-mixed"`` compute in 16 bits where that is safe, and
             keep the weights in 32; float16 with gradient scaling.
@@ -75,7 +87,7 @@ class Trainer:
         *,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
         metrics: Any = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -91,8 +103,9 @@ class Trainer:
         on_oom: OnOom = "error",
         progress: bool | Literal["auto"] = "auto",
     ) -> None:
-        _check_training(model, loss_fn, optimizer, step)
+        check_training(model, loss_fn, optimizer, step)
         assert optimizer is not None
+        check_scheduler(scheduler, optimizer)
         if step is not None and metrics is not None:
             raise OptionError(
                 "metrics need outputs and targets, which step= keeps to itself. Write "
@@ -100,13 +113,19 @@ class Trainer:
             )
         if schedule_every not in ("step", "epoch"):
             raise OptionError(f"schedule_every={schedule_every!r}: write 'step' or 'epoch'.")
-        self.accumulate = _count("accumulate", accumulate)
-        self.log_every = _count("log_every", log_every)
-        fabric = launch(device, devices, precision, strategy)
+        self.accumulate = count("accumulate", accumulate)
+        self.log_every = count("log_every", log_every)
+        check_clip_norm(clip_norm)
+        fabric = launch(str(device), devices, precision, strategy)
         self.ranks = Ranks(fabric.global_rank, fabric.world_size)
         self.device = fabric.device
         self.model = model
         self.weight = weight or weight_of(loss_fn)
+        self._metric_weight = weight or weight_of(without_class_weights(loss_fn))
+        self.loss_module = loss_fn if isinstance(loss_fn, nn.Module) else None
+        if self.loss_module is not None:
+            check_loss_module(self.loss_module, self.ranks.size)
+            self.loss_module.to(self.device)
         plateau = isinstance(scheduler, ReduceLROnPlateau)
         self.schedule_every = "epoch" if plateau else schedule_every
         self.progress = progress
@@ -130,8 +149,8 @@ class Trainer:
             guards=self.guards,
             ranks=self.ranks,
         )
-        self._metrics = Metrics(metrics, self.device)
-        self._callbacks = tuple(callbacks)
+        self._metrics = Metrics(metrics, self.device, loss_fn)
+        self._callbacks = check_callbacks(callbacks)
         self._logger = _logger(logger)
 
     def fit(
@@ -170,11 +189,17 @@ class Trainer:
         """
         if resume not in ("auto", "never"):
             raise OptionError(f"resume={resume!r}: write resume='auto' or resume='never'.")
-        _count("epochs", epochs)
+        count("epochs", epochs)
         if checkpoint_every_steps is not None:
-            _count("checkpoint_every_steps", checkpoint_every_steps)
+            count("checkpoint_every_steps", checkpoint_every_steps)
         folder = checkpoint_dir
-        checkpoints = None if folder is None else Checkpoints(folder, _count("keep", keep))
+        if folder is None and (checkpoint_every_steps or checkpoint_every_s) is not None:
+            raise OptionError(
+                "there is no folder for the checkpoints. Write fit(..., checkpoint_dir='run1')."
+            )
+        for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+            check_again(name, loader, epochs)
+        checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep))
         plan = Plan(
             epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s
         )
@@ -182,6 +207,9 @@ class Trainer:
         if val_loader is not None:
             self.ranks.check_divided(val_loader, "val_loader")
         self.guards.before_fit(train_loader, val_loader)
+        steps = steps_of_epoch(train_loader, self.accumulate)
+        schedule = check_duration(self.updater.scheduler, self.schedule_every, steps, epochs)
+        self.guards.report(schedule)
         self.stopping = False
         try:
             with self._mode(training=True):
@@ -214,6 +242,7 @@ class Trainer:
         total = torch.zeros((), dtype=kind, device=self.device)
         weights: Any = 0.0
         self._metrics.reset()
+        same = self._metric_weight is self.weight
         with self._mode(training=False), torch.inference_mode():
             for batch in loader:
                 weight = self.weight(batch)
@@ -221,7 +250,8 @@ class Trainer:
                 loss, outputs, targets = self.updater.loss_of(self.model, moved)
                 total += loss.to(kind) * (1 if self.updater.summed else weight)
                 weights = weights + weight
-                self._metrics.update(outputs, targets, weight)
+                counts = weight if same else self._metric_weight(batch)
+                self._metrics.update(outputs, targets, counts)
                 after_batch()
         loss_sum, weight_sum = self.ranks.sum([total.item(), float(weights)])
         if not weight_sum:
@@ -267,10 +297,11 @@ class Trainer:
             the losses of the steps.
 
         Raises:
-            TrainingError: the loss did not fall so far: the model does not learn.
+            TrainingError: the loss did not fall so far, and does not go on falling: the model does
+                not learn. (Where it learns slowly, it is a warning.)
         """
         with self._mode(training=True):
-            return overfit(self, loader, _count("steps", steps), fraction)
+            return overfit(self, loader, count("steps", steps), fraction)
 
     # ---- what the loop asks for
 
@@ -289,11 +320,17 @@ class Trainer:
         """Return the states of all but the model: part of a checkpoint."""
         scheduler = self.updater.scheduler
         return {
+            "kinds": self._kinds(),
+            "loss_fn": {} if self.loss_module is None else self.loss_module.state_dict(),
             "optimizer": self.updater.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "precision": self.updater.precision.state_dict(),
             "callbacks": [c.state_dict() for c in self._callbacks if hasattr(c, "state_dict")],
         }
+
+    def _kinds(self) -> dict[str, str]:
+        parts = {"optimizer": self.updater.optimizer, "scheduler": self.updater.scheduler}
+        return {name: "no" if p is None else type(p).__name__ for name, p in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Put them back.
@@ -302,25 +339,24 @@ class Trainer:
             StateError: they do not fit.
         """
         callbacks = [c for c in self._callbacks if hasattr(c, "load_state_dict")]
-        scheduler = self.updater.scheduler
-        if len(callbacks) != len(state["callbacks"]) or (scheduler is None) != (
-            state["scheduler"] is None
-        ):
-            raise StateError(
-                f"the checkpoint {path} was written with "
-                f"{'no' if state['scheduler'] is None else 'a'} scheduler and "
-                f"{len(state['callbacks'])} callbacks that have a state; this Trainer has "
-                f"{'no' if scheduler is None else 'a'} scheduler and {len(callbacks)}. "
-                f"Make it as it was, or give another checkpoint_dir."
-            )
+        now = {**self._kinds(), "callbacks that have a state": len(callbacks)}
+        before = {**state["kinds"], "callbacks that have a state": len(state["callbacks"])}
+        for name, kind in before.items():
+            if now[name] != kind:
+                raise StateError(
+                    f"the checkpoint {path} was written with {kind} {name}, and this Trainer has "
+                    f"{now[name]} {name}. Make it as it was, or give another checkpoint_dir."
+                )
         try:
+            if self.loss_module is not None:
+                self.loss_module.load_state_dict(state["loss_fn"])
             self.updater.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RuntimeError) as error:
             raise StateError(
-                f"the checkpoint {path} does not fit this optimizer: {error}"
+                f"the checkpoint {path} does not fit this optimizer or loss: {error}"
             ) from error
-        if scheduler is not None:
-            scheduler.load_state_dict(state["scheduler"])
+        if self.updater.scheduler is not None:
+            load_schedule(self.updater.scheduler, state["scheduler"], f"the checkpoint {path}")
         if state["precision"]:
             self.updater.precision.load_state_dict(state["precision"])
         for callback, saved in zip(callbacks, state["callbacks"], strict=True):
@@ -343,35 +379,6 @@ class Trainer:
 
 
 _CPU = torch.device("cpu")
-
-
-def _check_training(model: Any, loss_fn: Any, optimizer: Any, step: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise OptionError(
-            f"model is a {type(model).__name__}, not a torch.nn.Module. Write "
-            f"Trainer(model, loss_fn, optimizer)."
-        )
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise OptionError(
-            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Write "
-            f"Trainer(model, loss_fn, torch.optim.Adam(model.parameters()))."
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise OptionError(
-            "LBFGS computes the loss several times a step, which this loop does not. Write your "
-            "own loop with headrace.train.train_epoch."
-        )
-    if (loss_fn is None) == (step is None):
-        raise OptionError(
-            "exactly one of loss_fn and step= says how the loss is computed. Write Trainer(model, "
-            "loss_fn, optimizer), or Trainer(model, None, optimizer, step=step)."
-        )
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name}={value!r} is no count. Write {name}=1, or more.")
-    return value
 
 
 def _logger(logger: Any) -> Any:

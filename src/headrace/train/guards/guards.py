@@ -74,6 +74,11 @@ class Guards:
         guards.on, guards._batches = False, 0
         return guards
 
+    def report(self, finding: Finding | None) -> None:
+        """Tell of what was found elsewhere, once."""
+        if self.on:
+            self._tell(finding)
+
     def _tell(self, finding: Finding | None) -> None:
         if finding is not None and finding.kind not in self._told:
             self._told.add(finding.kind)

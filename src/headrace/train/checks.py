@@ -1,0 +1,115 @@
+"""What a training is made of, checked before it begins: each error has the line to write."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from headrace.errors import OptionError
+from headrace.train.callbacks import Callback
+
+
+def check_training(model: Any, loss_fn: Any, optimizer: Any, step: Any) -> None:
+    """Check that model, loss and optimizer are what their names say.
+
+    Raises:
+        OptionError: one is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module. Write "
+            f"Trainer(model, loss_fn, optimizer)."
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptionError(
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer. Write "
+            f"Trainer(model, loss_fn, torch.optim.Adam(model.parameters()))."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError(
+            "LBFGS computes the loss several times a step, which this loop does not. Write your "
+            "own loop with headrace.train.train_epoch."
+        )
+    if isinstance(loss_fn, type):
+        raise OptionError(
+            f"loss_fn is the class {loss_fn.__name__}, not a function of outputs and targets. "
+            f"Write Trainer(model, {loss_fn.__name__}(), optimizer)."
+        )
+    if (loss_fn is None) == (step is None):
+        raise OptionError(
+            "exactly one of loss_fn and step= says how the loss is computed. Write Trainer(model, "
+            "loss_fn, optimizer), or Trainer(model, None, optimizer, step=step)."
+        )
+
+
+def check_loss_module(loss_fn: nn.Module, ranks: int) -> None:
+    """Refuse a loss that learns where several ranks train.
+
+    Raises:
+        OptionError: it has parameters, and there are several ranks.
+    """
+    if ranks > 1 and any(p.requires_grad for p in loss_fn.parameters()):
+        raise OptionError(
+            f"loss_fn has parameters of its own, whose gradients the {ranks} ranks would not add "
+            f"up. Make the loss a part of the model: Trainer(model, None, optimizer, step=...)."
+        )
+
+
+def without_class_weights(loss_fn: Any) -> Any:
+    """Return a loss whose weight of a batch is its targets: class weights are the loss's only."""
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss_fn.weight is not None:
+        return nn.CrossEntropyLoss(ignore_index=loss_fn.ignore_index)
+    return loss_fn
+
+
+def check_clip_norm(value: Any) -> None:
+    """Check that a norm can be one.
+
+    Raises:
+        OptionError: it is not above zero.
+    """
+    if value is not None and not value > 0:
+        raise OptionError(f"clip_norm={value!r} is no norm. Write clip_norm=1.0, or None.")
+
+
+def check_callbacks(given: Any) -> tuple[Callback, ...]:
+    """Return the callbacks that were given.
+
+    Raises:
+        OptionError: they are no list of them.
+    """
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    wrong = [c for c in found if isinstance(c, type) or not hasattr(c, "on_fit_start")]
+    if wrong or not isinstance(given, Iterable):
+        raise OptionError(
+            f"callbacks={given!r} is no list of headrace.train.Callback objects. Write "
+            f"Trainer(..., callbacks=[MyCallback()])."
+        )
+    return found
+
+
+def check_again(name: str, loader: Any, epochs: int) -> None:
+    """Refuse what can be gone through only once, where there are more epochs.
+
+    Raises:
+        OptionError: the loader is a generator.
+    """
+    if isinstance(loader, Generator) and epochs > 1:
+        raise OptionError(
+            f"{name} is a generator, which ends with the first of {epochs} epochs. Write "
+            f"{name} = list(...) of it, or a DataLoader."
+        )
+
+
+def count(name: str, value: Any) -> int:
+    """Return a count.
+
+    Raises:
+        OptionError: it is no whole number above zero.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name}={value!r} is no count. Write {name}=1, or more.")
+    return value
