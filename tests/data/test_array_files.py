@@ -211,6 +211,18 @@ class TestSafetensors:
             ArrayDataset.from_safetensors(tmp_path / "a.safetensors")
 
 
+def test_rows_of_maps_are_collated_without_a_warning(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    data = ArrayDataset.from_npy(tmp_path / "x.npy").map(as_it_is)
+    batch = next(iter(DataLoader(data, batch_size=3)))  # a warning is an error in tests
+    assert torch.equal(batch, torch.from_numpy(X[:3]))
+    assert type(data[0]) is np.ndarray
+
+
+def as_it_is(sample: Any) -> Any:
+    return sample
+
+
 class TestFilesCutShortWhileTheyAreMapped:
     """Reading behind the end of the file is a bus error, which nothing in Python can catch."""
 

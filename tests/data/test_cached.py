@@ -4,17 +4,19 @@ import pickle
 import struct
 import warnings
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, random_split
 
 from data.forked import FORK, exit_code_of, limit_files
 from headrace import ArrayDataset, DataLoader, IterableDataset
-from headrace.data import cached
+from headrace.data import CSVDataset, ImageFolder, TextLines, cached
 from headrace.data.record import DamagedRecordError, pack, unpack
 from headrace.testing import assert_exact_resume
 
@@ -238,6 +240,55 @@ class TestDirectory:
         assert different.directory != cached(Made(), tmp_path).directory
         different[3]
         assert same(cached(Made(), tmp_path)[3], sample)
+
+    def test_other_rows_of_one_dataset_are_others(self, tmp_path: Path) -> None:
+        halves = random_split(Made(), [0.5, 0.5])
+        samples = [[cached(half, tmp_path)[i]["y"] for i in range(10)] for half in halves]
+        assert samples == [list(half.indices) for half in halves]
+        joined = [ConcatDataset([halves[n], halves[n]]) for n in (0, 1)]
+        places = {cached(data, tmp_path).directory for data in (*halves, *joined)}
+        assert len(places) == 4
+
+    def test_other_files_and_files_that_changed_are_others(self, tmp_path: Path) -> None:
+        def of_csv(name: str, number: int) -> Any:
+            (tmp_path / name).write_text(f"x\n{number}\n")
+            return CSVDataset(tmp_path / name).map(str)
+
+        def of_lines(name: str, number: int) -> Any:
+            (tmp_path / name).write_text(f"{number}\n")
+            return TextLines(tmp_path / name).map(str)
+
+        def of_npy(name: str, number: int) -> Any:
+            np.save(tmp_path / f"{name}.npy", np.array([number]))
+            return ArrayDataset.from_npy(tmp_path / f"{name}.npy").map(str)
+
+        for make in (of_csv, of_lines, of_npy):
+            data = [make("a", 1), make("b", 2)]
+            once = [cached(one, tmp_path / "cache")[0] for one in data]
+            assert ["1" in once[0], "2" in once[1]] == [True, True]
+            assert "33" in cached(make("a", 33), tmp_path / "cache")[0]
+
+    def test_other_directories_of_images_are_others(self, tmp_path: Path) -> None:
+        for part in ("train", "test"):
+            (tmp_path / part / "cat").mkdir(parents=True)
+            Image.new("RGB", (8, 8), part == "train").save(tmp_path / part / "cat" / "1.png")
+
+        def place(part: str, **options: Any) -> Path:
+            return cached(ImageFolder(tmp_path / part, **options), tmp_path / "cache").directory
+
+        brighter, darker = (lambda image: image), (lambda image: image)
+        darker.__qualname__ = "darker"
+        kept = [place("train"), place("test"), place("test", size=4), place("test", decode="pil")]
+        kept += [place("test", transform=brighter), place("test", transform=darker)]
+        assert len(set(kept)) == 6
+        assert place("test", transform=brighter) == kept[4]  # not by address
+
+    def test_functions_with_options_are_told_apart(self, tmp_path: Path) -> None:
+        def place(fn: Any) -> Path:
+            return cached(ArrayDataset(np.arange(3)).map(fn), tmp_path).directory
+
+        assert place(partial(round, ndigits=1)) == place(partial(round, ndigits=1))
+        assert place(partial(round, ndigits=1)) != place(partial(round, ndigits=2))
 
     @pytest.mark.parametrize("damage", [b"", b"garbage", None])
     def test_a_damaged_sample_is_made_again(self, tmp_path: Path, damage: bytes | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from headrace.data.files import PathLike
-from headrace.data.gather import Array, Gatherer, IndexArray, memory_file
+from headrace.data.gather import Array, Gatherer, IndexArray, MappedFiles, memory_file
 from headrace.errors import ArrayTypeError, HeadraceError, MissingColumnError, SourceError
 from headrace.tree import NUMPY_DTYPES
 
@@ -252,7 +252,7 @@ def _chosen(names: Sequence[str] | None, there: Collection[str], path: str) -> l
 class Guarded:
     """A gatherer of tensors that lie in mapped files: it looks for files that were truncated."""
 
-    def __init__(self, inner: Gatherer, files: Sequence[Array]) -> None:
+    def __init__(self, inner: Gatherer, files: MappedFiles) -> None:
         self.spec = inner.spec
         self.watched = inner.watched
         self._inner = inner
@@ -263,6 +263,5 @@ class Guarded:
 
     def gather(self, indices: IndexArray, out: Sequence[Array]) -> None:
         """Gather once every file has been found whole."""
-        for file in self._files:
-            memory_file(file, check=True)
+        self._files.check()
         self._inner.gather(indices, out)

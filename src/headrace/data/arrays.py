@@ -19,7 +19,8 @@ from headrace.data.array_files import (
 )
 from headrace.data.compose import Source
 from headrace.data.files import PathLike
-from headrace.data.gather import Array, Gatherer, columns, memory_file
+from headrace.data.gather import Array, Gatherer, MappedFiles, columns
+from headrace.data.identity import files_identity, function_identity
 from headrace.errors import ArrayMismatchError, ArrayTypeError
 from headrace.tree import NUMPY_DTYPES, TORCH_DTYPES
 
@@ -121,19 +122,23 @@ class ArrayDataset(Source):
 
     def __getitem__(self, index: int) -> Any:
         """Return one sample: a row, a tuple of rows or a dict of rows."""
-        for array in self._files:
-            memory_file(array, check=True)
+        self._files.check()
         if isinstance(self.arrays, dict):
-            return {key: array[index] for key, array in self.arrays.items()}
+            return {key: _row(array, index) for key, array in self.arrays.items()}
         if isinstance(self.arrays, tuple):
-            return tuple(array[index] for array in self.arrays)
-        return self.arrays[index]
+            return tuple(_row(array, index) for array in self.arrays)
+        return _row(self.arrays, index)
 
     def __gather__(self) -> Gatherer | None:
         """Join the gather protocol."""
         gatherer = columns(self.arrays)
         tensors = any(isinstance(a, torch.Tensor) for a in _leaves(self.arrays).values())
         return Guarded(gatherer, self._files) if gatherer and tensors else gatherer
+
+    def _identity(self) -> str:
+        maps = [map_under(array) for array in _leaves(self.arrays).values()]
+        paths = sorted({str(name) for array in maps if (name := getattr(array, "filename", None))})
+        return f"{function_identity(self._open)} {files_identity(paths)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths of opened files, not what they hold."""
@@ -155,9 +160,14 @@ def _tree(arrays: Any) -> Any:
     return tuple(arrays) if isinstance(arrays, (tuple, list)) else arrays
 
 
-def _in_files(arrays: Any) -> list[Array]:
+def _in_files(arrays: Any) -> MappedFiles:
     maps = [map_under(array) for array in _leaves(arrays).values()]
-    return [array for array in maps if array is not None]
+    return MappedFiles(array for array in maps if array is not None)
+
+
+def _row(array: Any, index: Any) -> Any:
+    # A plain array's row is a plain array, which collation copies without asking torch.
+    return (array.view(np.ndarray) if type(array) is np.memmap else array)[index]
 
 
 def _leaves(arrays: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from headrace.data.compose import RandomNumbers, Source, name_of
 from headrace.data.files import PathLike
+from headrace.data.identity import identity_of
 from headrace.data.record import DamagedRecordError, NotKeptError, pack, unpack
 from headrace.errors import SampleIndexError
 from headrace.rng import mix
@@ -50,9 +51,12 @@ def cached(
             full, or cannot be written to, samples are made again, with one warning. Samples may
             hold dense CPU tensors, arrays, strings, bytes and numbers, in dicts, lists and tuples:
             nothing is ever unpickled.
-        version: for a directory: samples are found again while this, the dataset's length and its
-            type (with the names of the functions that it is mapped and filtered by) are the same.
-            Change it when the samples change. What was kept before stays until you delete it.
+        version: for a directory: samples are found again while this, the dataset's length, its
+            type, the files that a source reads (their paths, sizes and times of change; of images
+            the directory), the indices of a ``Subset`` and the names of the functions that it is
+            mapped and filtered by are the same. Change it when the samples change in another way:
+            with what a function does, or with arrays in memory. What was kept before stays until
+            you delete it.
 
     The samples of an index are made on random numbers that follow from the index, so that they do
     not depend on who made them when. What should differ from epoch to epoch comes behind it:
@@ -105,6 +109,9 @@ class CachedDataset(Source):
     def _get(self, index: int) -> Any:
         raise NotImplementedError
 
+    def _identity(self) -> str:
+        return identity_of(self.dataset)
+
     def _make(self, index: int) -> Any:
         if self._random is None:
             self._random = RandomNumbers()
@@ -143,7 +150,7 @@ class _InMemory(CachedDataset):
 class _InDirectory(CachedDataset):
     def __init__(self, dataset: Any, directory: Path, version: str) -> None:
         super().__init__(dataset)
-        about = f"{type(dataset).__module__} {name_of(dataset)} {len(dataset)} {version}"
+        about = f"{identity_of(dataset)} {len(dataset)} {version}"
         key = blake2b(about.encode(), digest_size=8).hexdigest()
         self.directory = directory / f"{type(dataset).__name__}-{len(dataset)}-{key}"
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from headrace.data.gather import Gatherer, IndexArray, find_gatherer
+from headrace.data.identity import function_identity, identity_of
 from headrace.data.progress import Progress
 from headrace.errors import SampleIndexError
 from headrace.rng import BorrowedGenerators, ProcessGenerators, begin_task, end_task
@@ -36,6 +37,10 @@ class Source(Dataset[Any]):
     def filter(self, fn: Predicate) -> FilteredDataset:
         """Return a dataset of the samples for which ``fn(sample)`` is true, in their order."""
         return FilteredDataset(self, fn)
+
+    def _identity(self) -> str:
+        """Return what tells its samples from another's, beside the type."""
+        return ""
 
 
 class StreamSource(IterableDataset[Any]):
@@ -79,6 +84,9 @@ class MappedDataset(Source):
         """Return the samples at ``indices``, asking the dataset for all at once if it can."""
         samples = zip(indices, _samples(self.dataset, indices), strict=True)
         return [_call(self.fn, sample, index) for index, sample in samples]
+
+    def _identity(self) -> str:
+        return f"{identity_of(self.dataset)} {function_identity(self.fn)}"
 
     def __repr__(self) -> str:
         return f"{name_of(self.dataset)}.map({name_of(self.fn)})"
@@ -141,6 +149,9 @@ class FilteredDataset(Source):
                 f"index {index} is out of range: the filter keeps {len(self)} samples. "
                 f"Write an index from 0 to {len(self) - 1}."
             ) from None
+
+    def _identity(self) -> str:
+        return f"{identity_of(self.dataset)} {function_identity(self.fn)}"
 
     def __gather__(self) -> Gatherer | None:
         """Join the gather protocol where the dataset does."""
@@ -298,6 +309,7 @@ def _call(fn: Function, sample: Any, where: Any) -> Any:
 def name_of(value: Any) -> str:
     """Name a function as its user wrote it, a dataset by its class or its composition."""
     if isinstance(value, (Source, StreamSource)) and type(value).__repr__ is not object.__repr__:
-        return repr(value)
+        text = repr(value)
+        return text if "\n" not in text else type(value).__qualname__
     name: str = getattr(value, "__qualname__", None) or type(value).__qualname__
     return name

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -165,9 +165,31 @@ def memory_file(array: Array, *, check: bool = False) -> mmap.mmap | None:
         raise TruncatedFileError(
             f"a memory-mapped array ends at byte {end:,}, but {owner.filename or 'its file'} has "
             f"only {file.size():,} bytes left: it was truncated after it was opened. "
-            f"Write the file again and reopen it with ArrayDataset.from_npy(path)."
+            f"Write the file again and reopen it: make the dataset again, which also writes anew "
+            f"what it keeps in a cache directory."
         )
     return file
+
+
+class MappedFiles:
+    """The files that arrays are mapped from, for a look at their lengths before each read."""
+
+    def __init__(self, arrays: Iterable[Array]) -> None:
+        found = [(memory_file(array), array) for array in arrays]
+        self._files = [(file, _end_in_file(a), a) for file, a in found if file is not None]
+
+    def check(self) -> None:
+        """Check that no file has become shorter than the arrays in it.
+
+        Raises:
+            TruncatedFileError: one has.
+        """
+        for file, end, array in self._files:
+            if file.size() < end:
+                memory_file(array, check=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedFiles, ((),)  # arrays that were pickled are in memory
 
 
 def _carried(tensor: torch.Tensor) -> Array:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.forked import FORK, exit_code_of, limit_files
 from headrace.data import CSVDataset, ParquetDataset
 from headrace.data.tables import cache
-from headrace.errors import SourceChangedError
+from headrace.errors import SourceChangedError, TruncatedFileError
 
 
 @pytest.fixture
@@ -128,6 +130,25 @@ class TestAnEntry:
         CSVDataset(table, cache_dir=tmp_path / "c")
         monkeypatch.setitem(sys.modules, "polars", None)  # an import of it fails
         assert len(CSVDataset(table, cache_dir=tmp_path / "c")) == 5_000
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_cut_short_while_it_is_mapped_is_an_error(
+        self, table: Path, tmp_path: Path, kind: str
+    ) -> None:
+        """To read behind the end of a mapped file is a bus error."""
+        if kind == "csv":
+            data: Any = CSVDataset(table, target="k", cache_dir=tmp_path / "c")
+        else:
+            pq.write_table(pa.table({"x": range(5_000), "t": ["long"] * 5_000}), tmp_path / "p")
+            data = ParquetDataset(tmp_path / "p", cache_dir=tmp_path / "c")
+
+        def read() -> None:
+            for path in tmp_path.glob("c/*/*.bin"):
+                os.truncate(path, 100)
+            with pytest.raises(TruncatedFileError, match="make the dataset again"):
+                data[4_999]
+
+        assert exit_code_of(read) == 0
 
 
 def convert(sink: cache.Sink, halt: Callable[[], Any] = lambda: None) -> dict[str, Any]:

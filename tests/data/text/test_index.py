@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.forked import FORK, exit_code_of, limit_files
+from headrace.data import TextLines
 from headrace.data.text import index
 from headrace.data.text.index import line_index, line_starts
-from headrace.errors import SourceChangedError
+from headrace.errors import SourceChangedError, TruncatedFileError
 
 # Newlines and spaces as likely as everything else together.
 LINES = st.lists(st.sampled_from([b"\n", b"\r", b" ", b"\t", b"a", b"\x00", b"\xff", b"\x0b\x85"]))
@@ -133,12 +134,28 @@ class TestCache:
 
         def index_it() -> None:
             limit_files(20_000)
-            with pytest.warns(RuntimeWarning, match="could not be kept"):
+            with pytest.warns(RuntimeWarning, match="could not be kept.*File too large"):
                 assert indexed(path, tmp_path / "c") == list(range(0, 50_001, 5))
 
         monkeypatch.setattr(index, "CACHED_FROM_BYTES", 1)
         assert exit_code_of(index_it) == 0
         assert kept(tmp_path / "c") == []
+
+    def test_cut_short_while_it_is_mapped_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To read behind the end of a mapped file is a bus error."""
+        path = tmp_path / "lines.txt"
+        path.write_bytes(b"line\n" * 10_000)
+        monkeypatch.setattr(index, "CACHED_FROM_BYTES", 1)
+        data = TextLines(path, cache_dir=tmp_path / "c")
+
+        def read() -> None:
+            os.truncate(*kept(tmp_path / "c"), 100)
+            with pytest.raises(TruncatedFileError):
+                data[9_999]
+
+        assert exit_code_of(read) == 0
 
     def test_several_processes_at_once(self, lines: Path, tmp_path: Path) -> None:
         lines.write_bytes(b"line\n" * 50_000)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from headrace.collate.stack import Prestacked
+from headrace.data.identity import function_identity
 from headrace.data.images.decode import (
     Decoder,
     Form,
@@ -167,6 +168,9 @@ class ImageFolder(VisionSource):
     @loader.setter
     def loader(self, loader: Callable[[str], Any]) -> None:
         self._loader = loader
+
+    def _identity(self) -> str:
+        return f"{super()._identity()} {self.size} {function_identity(self._loader)}"
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -144,6 +144,9 @@ class EMNIST(MNIST):
         self.classes = self.classes_split_dict[split]
         super().__init__(root, **options)
 
+    def _identity(self) -> str:
+        return f"{super()._identity()} {self.split}"
+
     @property
     def _prefix(self) -> str:
         return f"emnist-{self.split}-{'train' if self.train else 'test'}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from headrace.data.compose import Source
+from headrace.data.identity import function_identity
 from headrace.data.images.decode import Form
 from headrace.errors import OptionError
 
@@ -52,6 +53,10 @@ class VisionSource(Source):
     def __len__(self) -> int:
         """Return the number of images."""
         raise NotImplementedError
+
+    def _identity(self) -> str:
+        functions = map(function_identity, (self.transform, self.target_transform))
+        return f"{os.path.abspath(self.root)} {self.extra_repr()} {self.form} {[*functions]}"
 
     def extra_repr(self) -> str:
         """Return further lines for ``repr``."""

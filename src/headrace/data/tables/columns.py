@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.data.compose import Source
-from headrace.data.gather import Array, Gatherer, IndexArray, columns, in_range
+from headrace.data.gather import Array, Gatherer, IndexArray, MappedFiles, columns, in_range
 from headrace.errors import SampleIndexError
 
 Offsets: TypeAlias = npt.NDArray[np.int64]
@@ -73,12 +73,14 @@ class StoredRows:
         self.names = tuple(table)
         self._table = table
         self._length = length
+        self._files = MappedFiles(array for column in table.values() for array in _arrays(column))
 
     def __len__(self) -> int:
         return self._length
 
     def take(self, indices: IndexArray) -> Sequence[Iterable[Any]]:
         """Return for each column its values at ``indices``."""
+        self._files.check()
         return [take(column, indices) for column in self._table.values()]
 
     def gatherer(self) -> Gatherer | None:
@@ -86,6 +88,10 @@ class StoredRows:
         if not self._length or any(isinstance(c, Pieces) for c in self._table.values()):
             return None
         return columns(self._table)
+
+
+def _arrays(column: Column) -> tuple[Array, ...]:
+    return (column.offsets, column.values) if isinstance(column, Pieces) else (column,)
 
 
 def take(column: Column, indices: IndexArray) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from headrace.data.compose import Source
-from headrace.data.gather import Array, Gatherer, columns
+from headrace.data.gather import Array, Gatherer, MappedFiles, columns
 from headrace.data.tables.arrow import Missing, check_missing
 from headrace.data.tables.cache import (
     Memory,
@@ -141,6 +142,7 @@ class CSVDataset(Source):
         self.features: Array = arrays["features"]
         self.targets: Array | None = arrays.get("target")
         self.features.flags.writeable = False
+        self._files = MappedFiles(arrays.values())
         self.feature_names: tuple[str, ...] = tuple(extra["features"])
         self.target_name = self._wanted.target
         self.categories = {name: tuple(texts) for name, texts in extra["categories"].items()}
@@ -166,6 +168,7 @@ class CSVDataset(Source):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return the rows at ``indices``."""
         found = places(indices, len(self), "CSVDataset")
+        self._files.check()
         features = torch.from_numpy(self.features.take(found, 0))
         if self.targets is None:
             return list(features.unbind())
@@ -176,9 +179,14 @@ class CSVDataset(Source):
         """Join the gather protocol."""
         return columns(self.features if self.targets is None else (self.features, self.targets))
 
+    def _identity(self) -> str:
+        return json.dumps(self._key, sort_keys=True)
+
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what was asked for, not what was read."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("features", "targets")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("features", "targets", "_files")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

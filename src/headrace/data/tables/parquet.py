@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -111,6 +112,9 @@ class ParquetDataset(RowDataset):
         """
         groups = Groups(self._key, self._columns, self._missing)
         return RowGroupSampler(groups.sizes, self._keep, generator)
+
+    def _identity(self) -> str:
+        return json.dumps(self._key, sort_keys=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what was asked for, not what was read."""

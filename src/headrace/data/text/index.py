@@ -58,9 +58,9 @@ def line_index(
         return starts, stamp
     try:
         with written_whole(kept) as file:
-            header.tofile(file)
+            file.write(header.data)
             for part in _parts(path, stamp, skip_blank):
-                part.astype("<i8", copy=False).tofile(file)
+                file.write(part.astype("<i8", copy=False).data)  # not tofile: it hides the reason
         starts = _load(kept, header)
     except OSError as error:
         if error.filename is not None and os.fspath(error.filename) == os.fspath(path):

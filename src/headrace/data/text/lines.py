@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import operator
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from headrace.data.compose import Source
 from headrace.data.files import PathLike, Stamp
+from headrace.data.gather import MappedFiles
 from headrace.data.text.index import Starts, line_index
 from headrace.data.text.reading import (
     BadLineError,
@@ -29,6 +31,7 @@ _COUNTED_BYTES = 16 << 20
 class _OpenFile(NamedTuple):
     data: mmap.mmap
     starts: Starts
+    kept: MappedFiles  # where the index is
 
 
 class TextLines(Source):
@@ -97,7 +100,7 @@ class TextLines(Source):
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self._open) >= _OPEN_FILES:
             self._open.popitem()
-        opened = self._open[number] = _OpenFile(data, starts)
+        opened = self._open[number] = _OpenFile(data, starts, MappedFiles([starts]))
         return opened
 
     def _file(self, number: int) -> _OpenFile:
@@ -109,6 +112,7 @@ class TextLines(Source):
         if opened is None:
             starts, _ = line_index(path, skip_blank=self._skip_blank, cache_dir=self.cache_dir)
             opened = self._keep(number, starts)
+        opened.kept.check()
         return opened
 
     def __len__(self) -> int:
@@ -153,6 +157,10 @@ class TextLines(Source):
                 f"Write an index from 0 to {length - 1}."
             )
         return place + length if place < 0 else place
+
+    def _identity(self) -> str:
+        paths = [*map(os.path.abspath, self.paths)]
+        return f"{paths} {self._stamps} {self.encoding} {self.errors}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths, not the lines."""
