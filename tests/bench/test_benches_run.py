@@ -16,7 +16,7 @@ ROWS = {
     "batching": 10,
     "order": 13,
     "train": 1,
-    "sources": 9,
+    "sources": 10,
 }
 
 

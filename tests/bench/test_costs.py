@@ -1,6 +1,5 @@
 """The measure of memory and CPU time: what it sees, and what it leaves out."""
 
-import gc
 import subprocess
 import sys
 import time
@@ -8,31 +7,30 @@ import time
 from headrace.bench.costs import TreeMemory, tree_cpu_seconds
 
 MIB = 2**20
+BLOCK = 256 * MIB
+ABOUT_A_BLOCK = range(200, 320)  # the system may take other memory of this process meanwhile
 
 
 def test_a_peak_is_seen_though_it_has_passed():
-    gc.collect()  # what earlier tests left must not be given back while this one looks
     with TreeMemory() as memory:
-        block = bytearray(b"x") * (64 * MIB)
+        block = bytearray(b"x") * BLOCK
         until = time.process_time() + 0.3  # long enough that one of its looks falls within
         while time.process_time() < until:
             block.count(b"y")
         del block
-    assert 56 < memory.added_mib < 100  # other memory of this process may be given back
+    assert int(memory.added_mib) in ABOUT_A_BLOCK
 
 
 def test_a_look_that_was_asked_for_sees_what_is_there_now():
     with TreeMemory() as memory:
-        block = bytearray(b"x") * (64 * MIB)
+        block = bytearray(b"x") * BLOCK
         memory.look()
         del block
-    assert 60 < memory.added_mib < 100
+    assert int(memory.added_mib) in ABOUT_A_BLOCK
 
 
 def test_memory_of_children_counts():
-    program = (
-        "import sys; block = bytearray(b'x') * (64 << 20); print(flush=True); sys.stdin.read()"
-    )
+    program = f"import sys; block = bytearray(b'x') * {BLOCK}; print(flush=True); sys.stdin.read()"
     with (
         TreeMemory() as memory,
         subprocess.Popen(
@@ -42,7 +40,7 @@ def test_memory_of_children_counts():
         child.stdout.readline()
         memory.look()
         child.stdin.close()
-    assert memory.added_mib > 60
+    assert int(memory.added_mib) in ABOUT_A_BLOCK
 
 
 def test_cpu_time_of_ended_children_counts():
