@@ -11,9 +11,8 @@ from torch import nn
 from headrace import DataLoader, TensorDataset, stratified_split
 from headrace.train import Trainer
 
-torch.manual_seed(
-    0
-)  # the same in each process: they begin with the same weights and the same split
+# The same in each process: they begin with the same weights and the same split.
+torch.manual_seed(0)
 
 digits = load_digits()
 images = torch.tensor(digits.data, dtype=torch.float32) / 16  # (1797, 64)
@@ -23,21 +22,16 @@ train, test = stratified_split(TensorDataset(images, labels), [0.8, 0.2], labels
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
 
-
-def accuracy(scores, targets):
-    return (scores.argmax(1) == targets).float().mean()
-
-
 # Under torchrun the trainer joins the other processes; each step adds up their gradients.
 trainer = Trainer(
     model,
     nn.CrossEntropyLoss(),
     optimizer,
-    metrics={"accuracy": accuracy},
+    metrics="accuracy",
     device="cpu",  # "auto" on a machine with a GPU for each process
     progress=False,
 )
-rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+rank, size = trainer.ranks.rank, trainer.ranks.size  # 0 and 1 without torchrun
 
 
 def say(text):
@@ -64,6 +58,3 @@ for epoch, values in enumerate(history.epochs, start=1):
         f"epoch {epoch}: train loss {values['loss']:.4f}, "
         f"test accuracy {values['val_accuracy']:.4f}"
     )
-
-if dist.is_initialized():
-    dist.destroy_process_group()

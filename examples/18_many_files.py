@@ -40,6 +40,7 @@ class Photographs(Dataset):
 def main(folder):
     dataset = Photographs(folder)
     print(f"{len(dataset)} files; sample 0: {tuple(dataset[0].shape)} {dataset[0].dtype}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = DataLoader(
         dataset,
         batch_size=32,
@@ -47,14 +48,12 @@ def main(folder):
         num_workers=2,  # two processes read and decode while this one trains
         prefetch_factor=2,  # each is at most two batches ahead: 2 x 2 x 32 images in memory
         persistent_workers=True,  # they stay from epoch to epoch
-        pin_memory=torch.cuda.is_available(),  # page-locked: copied to a GPU while it computes
+        device=device,  # to a GPU from page-locked memory, one batch ahead, while it computes
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for epoch in (1, 2):
         total = torch.zeros((), device=device)
         for batch in loader:
-            images = batch.to(device, non_blocking=True)  # does not wait, if pinned
-            total += images.float().mean((1, 2, 3)).sum()  # here a model would learn
+            total += batch.float().mean((1, 2, 3)).sum()  # here a model would learn
         print(f"epoch {epoch}: mean brightness {float(total) / len(dataset):.2f}")
     statistics = loader.statistics()
     print(f"{statistics.samples} images in {statistics.batches} batches, by {statistics.path}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from headrace.errors import OptionError
 from headrace.extras import data_frame, import_extra
 from headrace.loader import DataLoader
 from headrace.oom import release_memory
-from headrace.train.batch import call_model, parts_of, samples_of, to_device
+from headrace.train.batch import call_model, parts_of, samples_of, to_device, weight_of
 from headrace.train.randomness import random_states, set_random_states
 from headrace.train.step import train_epoch, train_step
 from headrace.tune.memory import PeakMemory
@@ -28,7 +29,6 @@ from headrace.tune.table import as_text, mebibytes, number, show
 
 Accuracy = Callable[[Any, Any], "float | Tensor"]
 
-_HEADINGS = ("batch size", "samples/s", "epoch s", "MiB", "training loss", "loss", "accuracy")
 _AS_GOOD = 0.01  # of accuracy, or a relative difference in loss, is no reason for another size
 _AS_FAST = 0.9
 
@@ -41,9 +41,10 @@ class SweepRow:
         batch_size: samples.
         samples_per_s: in training, the first epoch left out where there are several.
         epoch_s: seconds of training for an epoch.
-        memory_bytes: taken at the peak; None where the device does not tell.
-        train_loss: mean of the last epoch.
-        loss: at the end, on the validation data, or on the training data without them.
+        memory_bytes: taken at the peak on a CUDA device; None elsewhere. (What a process on the CPU
+            takes says more about memory that was free already than about the size.)
+        loss: mean of the last epoch, in training.
+        val_loss: at the end, on the validation data, or on the training data without them.
         accuracy: at the end, on the same; None where there is none.
     """
 
@@ -51,8 +52,8 @@ class SweepRow:
     samples_per_s: float
     epoch_s: float
     memory_bytes: int | None
-    train_loss: float
     loss: float
+    val_loss: float
     accuracy: float | None
 
 
@@ -74,11 +75,11 @@ class SweepReport:
 
     def __str__(self) -> str:
         """Return the table, and the advice."""
-        return f"{as_text(_HEADINGS, self._cells())}\n{self.advice}"
+        return f"{as_text(*self._table())}\n{self.advice}"
 
     def show(self) -> None:
         """Print the table, framed in a terminal."""
-        show(_HEADINGS, self._cells(), self.rows.index(self.best), self.advice)
+        show(*self._table(), self.rows.index(self.best), self.advice)
 
     def to_frame(self) -> Any:
         """Return the rows as a data frame: pandas' where that is installed, else polars'."""
@@ -95,25 +96,27 @@ class SweepReport:
         known = None not in accuracies
         _draw(speed, sizes, [row.samples_per_s for row in self.rows], "samples/s", self.best)
         after = f"after {self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}"
-        values = accuracies if known else [row.loss for row in self.rows]
-        _draw(quality, sizes, values, f"{'accuracy' if known else 'loss'} {after}", self.best)
+        values = accuracies if known else [row.val_loss for row in self.rows]
+        _draw(quality, sizes, values, f"{'accuracy' if known else 'val_loss'} {after}", self.best)
         speed.set_ylim(bottom=0)
         figure.savefig(path, dpi=150)
         return Path(path)
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                f"{row.batch_size:,}",
-                number(row.samples_per_s),
-                number(row.epoch_s),
-                mebibytes(row.memory_bytes),
-                number(row.train_loss),
-                number(row.loss),
-                "-" if row.accuracy is None else f"{row.accuracy:.4f}",
-            )
-            for row in self.rows
-        ]
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and cells; of what nobody knows there is no column."""
+        columns = {
+            "batch size": [f"{row.batch_size:,}" for row in self.rows],
+            "samples/s": [number(row.samples_per_s) for row in self.rows],
+            "epoch s": [number(row.epoch_s) for row in self.rows],
+            "MiB": [mebibytes(row.memory_bytes) for row in self.rows],
+            "loss": [number(row.loss) for row in self.rows],
+            "val_loss": [number(row.val_loss) for row in self.rows],
+            "accuracy": [
+                "-" if row.accuracy is None else f"{row.accuracy:.4f}" for row in self.rows
+            ],
+        }
+        known = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
+        return list(known), [list(row) for row in zip(*known.values(), strict=True)]
 
 
 def _draw(axes: Any, sizes: list[int], values: list[Any], title: str, best: SweepRow) -> None:
@@ -132,7 +135,7 @@ def _draw(axes: Any, sizes: list[int], values: list[Any], title: str, best: Swee
 def sweep_batch_sizes(
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],
-    make_optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    make_optimizer: Callable[..., torch.optim.Optimizer],
     dataset: torch_data.Dataset[Any],
     validation: torch_data.Dataset[Any] | None = None,
     *,
@@ -155,7 +158,10 @@ def sweep_batch_sizes(
 
     Every copy starts from the weights of ``model``, with the same seed for order and random
     numbers; ``model`` itself and the random state stay as they are. The learning rate is the same
-    for all sizes, unless ``make_optimizer`` says otherwise.
+    for all sizes, unless ``make_optimizer`` has an argument ``batch_size`` and makes it so::
+
+        def make_optimizer(parameters, batch_size):
+            return torch.optim.SGD(parameters, lr=0.1 * batch_size / 32)
 
     The advice is the quickest of the sizes whose accuracy is within 0.01 of the best (or, without
     one, whose loss is within 1 % of it), and of those nearly as quick the smallest.
@@ -163,7 +169,8 @@ def sweep_batch_sizes(
     Args:
         model: on any device; the copies go to ``device``.
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch.
-        make_optimizer: makes an optimizer of the parameters of a copy.
+        make_optimizer: ``make_optimizer(parameters)`` makes an optimizer of the parameters of a
+            copy; one with an argument ``batch_size`` is told that too.
         dataset: to train on, shuffled; its batches are pairs or dicts of inputs and targets.
         validation: to judge on; without it the training data are judged on.
         batch_sizes: to try.
@@ -185,6 +192,7 @@ def sweep_batch_sizes(
             f"sweep_batch_sizes(..., batch_sizes=(32, 64, 128), epochs=3)."
         )
     place = torch.device(device) if device is not None else _device_of(model)
+    told_size = "batch_size" in signature(make_optimizer).parameters
     before = random_states(place)
     rows = []
     try:
@@ -196,7 +204,8 @@ def sweep_batch_sizes(
                 judged = loader
                 if validation is not None:
                     judged = DataLoader(validation, size, seed=seed, **loader_options)
-                optimizer = make_optimizer(fresh.parameters())
+                size_of = {"batch_size": size} if told_size else {}
+                optimizer = make_optimizer(fresh.parameters(), **size_of)
                 run = _Training(fresh, loss_fn, optimizer, loader, place)
                 rows.append(run.measure(epochs, judged, accuracy or _right_classes, progress))
                 del fresh, optimizer, run
@@ -235,15 +244,18 @@ class _Training:
         step = partial(
             train_step, model=self._model, loss_fn=self._loss_fn, optimizer=self._optimizer
         )
-        memory = PeakMemory(self._device)
-        memory.begin()
+        weight = weight_of(self._loss_fn)
+        memory = PeakMemory(self._device) if self._device.type == "cuda" else None
+        if memory is not None:
+            memory.begin()
         seconds = []
         for _ in range(epochs):
             begin = time.perf_counter()
-            loss = train_epoch(self._loader, step, self._device)  # reads the loss: it waits
+            # It reads the loss, and so waits for the device.
+            loss = train_epoch(self._loader, step, self._device, weight=weight)
             seconds.append(time.perf_counter() - begin)
             progress.advance()
-        taken = memory.taken_bytes()
+        taken = None if memory is None else memory.taken_bytes()
         counted = seconds[1:] or seconds  # the first one warms up
         epoch_s = sum(counted) / len(counted)
         samples = self._loader.statistics().samples / epochs
@@ -255,13 +267,15 @@ class _Training:
     def _judge(self, loader: DataLoader[Any], accuracy: Accuracy) -> tuple[float, float | None]:
         self._model.eval()
         loss = right = 0.0
-        total = known = 0
+        weight_of_batch = weight_of(self._loss_fn)
+        total, known = 0.0, 0
         for batch in loader:
             inputs, targets = parts_of(to_device(batch, self._device))
             outputs, count = call_model(self._model, inputs), samples_of(batch)
-            loss += float(self._loss_fn(outputs, targets)) * count
+            weight = float(weight_of_batch(batch))
+            loss += float(self._loss_fn(outputs, targets)) * weight
             share = accuracy(outputs, targets)
-            total += count
+            total += weight
             if share is not None:
                 right += float(share) * count
                 known += count
@@ -286,7 +300,7 @@ def _advice(rows: Sequence[SweepRow]) -> tuple[SweepRow, str]:
     else:
         top = min(rows, key=_loss)
         good = [row for row in rows if _loss(row) <= _loss(top) + _AS_GOOD * abs(_loss(top))]
-        quality = "loss {:.4g}", _loss
+        quality = "val_loss {:.4g}", _loss
     fastest = max(row.samples_per_s for row in good)
     best = min(
         (row for row in good if row.samples_per_s >= _AS_FAST * fastest),
@@ -307,4 +321,4 @@ def _accuracy(row: SweepRow) -> float:
 
 
 def _loss(row: SweepRow) -> float:
-    return row.loss
+    return row.val_loss
