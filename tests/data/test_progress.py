@@ -2,13 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.forked import exit_code_of
-from headrace.data import progress
+from headrace.data import CSVDataset, progress
 from headrace.data.progress import Progress
+from headrace.data.tables import csv_convert
+from headrace.extras import import_extra
 
 
 def run(total: int | None = 10) -> None:
@@ -20,6 +23,24 @@ def run(total: int | None = 10) -> None:
 def test_what_is_quick_says_nothing(capsys: Any) -> None:
     run()
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_time_to_import_a_library_is_none_of_reading(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, loaded = [0.0], set()
+
+    def slow_import(module: str, extra: str) -> Any:
+        now[0] += 0 if module in loaded else 3
+        loaded.add(module)
+        return import_extra(module, extra)
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(csv_convert, "import_extra", slow_import)
+    (tmp_path / "x.csv").write_text("x\n1\n")
+    CSVDataset(tmp_path / "x.csv")
+    assert capsys.readouterr() == ("", "")
+    assert loaded == {"polars"}
 
 
 @pytest.mark.parametrize(("total", "line"), [(10, "10 of 10 bytes"), (None, "10 bytes")])

@@ -207,6 +207,7 @@ class TestFiles:
         [
             (lambda data: data[:-1], "holds 23"),
             (lambda data: data + b"\0", "holds more"),
+            (lambda data: data[:4] + b"\xff" * 4 + data[8:], "holds no more than "),
             (lambda data: data[:9], "ends within its head"),
             (lambda data: b"", "is no IDX file"),
             (lambda data: b"\0\0\x07" + data[3:], "is no IDX file"),

@@ -1,6 +1,7 @@
 """CSV files: what becomes of each kind of column, and what each kind of bad file is told."""
 
 import csv
+import gzip
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +186,10 @@ BAD = [
     ("not UTF-8", b"a,b\n1,caf\xe9\n", {}, r"line 2, byte 5: not UTF-8"),
     ("not UTF-8, late", f"a,b\n{LATE}".encode() + b"\xff,1\n", {}, r"line 1,502, byte 0: not UTF"),
     ("not UTF-8 in the header", b"a,\xe9\n1,2\n", {}, r"line 1, byte 2: not UTF-8"),
+    ("gzip", gzip.compress(b"a,b\n1,2\n"), {}, r"compressed: write gunzip .*table.csv"),
+    ("zstd", zstandard.compress(b"a,b\n1,2\n"), {}, r"compressed: write unzstd"),
+    ("UTF-16", "a,b\n1,2\n".encode("utf-16"), {}, r"iconv -f utf-16"),
+    ("another separator", b"a;b\n1;2\n", {"target": "b"}, r"It has: 'a;b'. Write separator=';'"),
     (
         "two columns of one name",
         b"a,b,a\n1,2,3\n",
@@ -207,7 +213,7 @@ class TestBadFiles:
         path = write(data)
         cache = tmp_path / "cache"
         for cached in ({}, {"cache_dir": cache}):
-            with pytest.raises(SourceError, match=says):
+            with pytest.raises((SourceError, MissingColumnError), match=says):
                 CSVDataset(path, **options, **cached)
         assert [p.suffix for p in cache.glob("*")] == [".lock"]
 

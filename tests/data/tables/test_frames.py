@@ -115,6 +115,17 @@ class TestRows:
             assert data[1]["l"].tolist() == [3, 4]
         assert TableDataset(pd.DataFrame({"c": ["u", "v"]}, dtype="category"))[1]["c"] == "v"
 
+    def test_with_lists_of_one_length_are_gathered(self) -> None:
+        rows = [[1, 2], [3, 4], [5, 6]]
+        table = pa.table({"l": pa.array(rows)})
+        for frame in (table, table.slice(1), pl.DataFrame({"l": rows}), pd.DataFrame({"l": rows})):
+            loader = DataLoader(TableDataset(frame), batch_size=4)
+            assert next(iter(loader))["l"].tolist() == rows[-len(frame) :]
+            assert loader.statistics().path == "gather"
+        for other in ([[1], [2, 3], [4, 5]], [[], [], []]):
+            data = TableDataset(pa.table({"l": pa.array(other, pa.list_(pa.int64()))}))
+            assert [row["l"].tolist() for row in data] == other
+
     def test_of_pandas_keep_nan_and_lose_the_index(self) -> None:
         data = TableDataset(pd.DataFrame({"x": [1.0, float("nan")]}, index=[7, 9]))
         assert np.isnan(data[1]["x"])

@@ -28,7 +28,10 @@ def run_peek(
         need("plots", "matplotlib")
         if out.suffix.lower() != ".png" or out.is_dir():
             raise WrongUse(f"--out {out} must be the name of a picture, such as grid.png")
-    view = look(source, open_source(source, target), batch_size, rows)
+    opened = open_source(source, target)
+    view = look(source, opened.dataset, batch_size, rows)
+    if opened.problem is not None:
+        view.facts["problem"] = opened.problem
     if out is not None:
         _draw(view.images, out)
         view.facts["picture"] = str(out)

@@ -4,11 +4,14 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from headrace import data
 from headrace.cli.problems import CannotGoOn, WrongUse
-from headrace.errors import HeadraceError, MissingColumnError, MissingExtraError
+from headrace.errors import HeadraceError, MissingColumnError, MissingExtraError, SourceError
 
 _KINDS = (
     ".csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt, .jsonl (these two also .gz and .zst), "
@@ -16,10 +19,27 @@ _KINDS = (
     "CIFAR in it, or module:callable"
 )
 
+
+@dataclass(frozen=True)
+class Opened:
+    """A dataset, and what keeps a loader from reading it as it is, if anything does."""
+
+    dataset: Any
+    problem: str | None = None
+
+
+def _emnist(root: str) -> Any:
+    """Return the first split of EMNIST that is there."""
+    raw, splits = Path(root, "EMNIST", "raw"), data.EMNIST.splits
+    there = [split for split in splits if [*raw.glob(f"emnist-{split}-train-images*")]]
+    return data.EMNIST(root, (there or splits)[0])
+
+
 _IN_DIRECTORIES: dict[str, Callable[..., Any]] = {
     "MNIST": data.MNIST,
     "FashionMNIST": data.FashionMNIST,
     "KMNIST": data.KMNIST,
+    "EMNIST": _emnist,
     "cifar-10-batches-py": data.CIFAR10,
     "cifar-10-batches-bin": data.CIFAR10,
     "cifar-100-python": data.CIFAR100,
@@ -27,8 +47,8 @@ _IN_DIRECTORIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def open_source(source: str, target: str | None) -> Any:
-    """Return the dataset of a path or of ``module:callable``.
+def open_source(source: str, target: str | None) -> Opened:
+    """Open the dataset of a path or of ``module:callable``; a table's missing values become NaN.
 
     Raises:
         WrongUse: there is no such thing, or nothing is known of its kind.
@@ -40,7 +60,8 @@ def open_source(source: str, target: str | None) -> Any:
     else:
         opener = _of_path(source, target)
     try:
-        return opener()
+        opened = opener()
+        return opened if isinstance(opened, Opened) else Opened(opened)
     except (MissingColumnError, MissingExtraError) as error:
         raise WrongUse(str(error)) from error
     except (HeadraceError, OSError) as error:
@@ -91,9 +112,9 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
         }
     else:
         openers = {
-            ".csv": lambda: data.CSVDataset(path, target=target),
-            ".tsv": lambda: data.CSVDataset(path, target=target, separator="\t"),
-            ".parquet": lambda: data.ParquetDataset(path),
+            ".csv": partial(_table, data.CSVDataset, path, target=target),
+            ".tsv": partial(_table, data.CSVDataset, path, target=target, separator="\t"),
+            ".parquet": partial(_table, data.ParquetDataset, path),
             ".npy": lambda: data.ArrayDataset.from_npy(path),
             ".npz": lambda: data.ArrayDataset.from_npz(path),
             ".safetensors": lambda: data.ArrayDataset.from_safetensors(path),
@@ -106,6 +127,19 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
     return openers[ending]
 
 
+def _table(kind: Callable[..., Any], path: str, **options: Any) -> Opened:
+    try:
+        return Opened(kind(path, **options))
+    except MissingColumnError:
+        raise
+    except SourceError as error:
+        try:
+            dataset = kind(path, missing=float("nan"), **options)
+        except HeadraceError:
+            raise error from None
+        return Opened(dataset, str(error))
+
+
 def _of_directory(path: str) -> Callable[[], Any]:
     for place in (path, os.path.dirname(os.path.abspath(path))):
         for name, kind in _IN_DIRECTORIES.items():
@@ -113,5 +147,5 @@ def _of_directory(path: str) -> Callable[[], Any]:
             if os.path.isdir(inside) and (place == path or os.path.samefile(inside, path)):
                 return lambda: kind(place)
     if any(entry.endswith(".parquet") for entry in os.listdir(path)):
-        return lambda: data.ParquetDataset(path)
+        return partial(_table, data.ParquetDataset, path)
     return lambda: data.ImageFolder(path)

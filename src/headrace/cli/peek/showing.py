@@ -11,6 +11,7 @@ from rich.text import Text
 from headrace.cli.peek.looking import View
 
 _MOST_CLASSES = 20
+_MOST_CATEGORIES = 8
 _BAR = 24
 _SHORT = 20  # a column's width, if there is no room for more
 _GAP = 3  # between two columns
@@ -23,11 +24,21 @@ def show(view: View, console: Console | None = None) -> None:
     facts = view.facts
     samples = "a stream" if facts["samples"] is None else f"{facts['samples']:,} samples"
     console.print(f"[bold]{_escaped(facts['source'])}[/]   {facts['dataset']}, {samples}")
+    if "problem" in facts:
+        console.print(
+            "\nValues are missing, which is an error unless missing= is given; here they are NaN:"
+        )
+        console.print(Text(facts["problem"]), style="yellow")
     _show_batch(facts["batch"], console)
     if facts.get("classes"):
         _show_classes(facts["classes"], console)
     if facts["rows"]:
         _show_rows(facts["rows"], console)
+    for name, texts in facts.get("categories", {}).items():
+        console.print(Text(f"  {name}: {_numbered(texts)}"), style="dim")
+    if missing := facts.get("missing"):
+        listed = ", ".join(f"{count:,} in {name}" for name, count in missing.items())
+        console.print(Text(f"\nMissing in the whole of it: {listed}"))
     if "picture" in facts:
         count = min(len(view.images), 64)
         console.print(f"\n{count} images of the batch are in [bold]{_escaped(facts['picture'])}[/]")
@@ -91,6 +102,12 @@ def _show_rows(rows: Sequence[Any], console: Console) -> None:
     console.print(table)
     if len(fitting) < len(names):
         console.print(f"  and {len(names) - len(fitting):,} more columns", style="dim")
+
+
+def _numbered(texts: Sequence[str]) -> str:
+    shown = ", ".join(f"{code} {_cell(text)}" for code, text in enumerate(texts[:_MOST_CATEGORIES]))
+    more = len(texts) - _MOST_CATEGORIES
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _fitted(widths: Mapping[str, int], room: int) -> dict[str, int]:

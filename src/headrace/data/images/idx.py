@@ -57,6 +57,8 @@ def _read(path: str, file: BufferedIOBase, most_bytes: int) -> np.ndarray[Any, n
     data = file.read(wanted + 1) if wanted <= most_bytes else b""
     if len(data) != wanted:
         found = "more" if len(data) > wanted else f"{len(data):,}"
+        if wanted > most_bytes:
+            found = f"no more than {most_bytes:,}"
         raise SourceError(
             f"{path}: its head says {shape} of {dtype.name}, which is {wanted:,} bytes, but it "
             f"holds {found}. Fetch the file again."

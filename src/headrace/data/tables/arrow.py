@@ -32,7 +32,8 @@ class Place:
         """Return the error for a missing value."""
         return SourceError(
             f"{self.where}, row {self.first_row + row:,}, column {self.name!r}: {what} is missing. "
-            f"Write missing=0 (or another number) to put one there, or take out such rows before."
+            f"Write missing=0 (or another number; float('nan') where all that are missing are "
+            f"floats) to put one there, or take out such rows before."
         )
 
 

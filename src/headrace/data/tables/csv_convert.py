@@ -71,6 +71,7 @@ def convert(paths: Sequence[str], plan: Plan, sink: Sink) -> dict[str, Any]:
     Raises:
         SourceError, MissingColumnError: a file is not what it should be.
     """
+    import_extra("polars", "tables")  # before the time runs: to import it may take seconds
     codes = {name: Codes(plan.wanted.known.get(name)) for name in plan.category_columns()}
     size = sum(os.path.getsize(path) for path in paths)
     with Progress(f"reading {os.path.basename(paths[0])}", size, "bytes") as progress:

@@ -79,9 +79,12 @@ def _missing_problem(name: str, field: str, plan: Plan) -> str | None:
         return "the target is missing. Take out the row: a sample needs a target."
     if plan.wanted.missing != "error":
         return None
+    number = "missing=0 (or another number)"
+    if plan.wanted.dtype != "int64":
+        number = 'missing=0 (or another number, or float("nan"))'
     return (
-        f"a value is missing ({field!r}). Write missing=0 (or another number) to put one there, "
-        f"or features= without this column."
+        f"a value is missing ({field!r}). Write {number} to put one there, or features= without "
+        f"this column."
     )
 
 

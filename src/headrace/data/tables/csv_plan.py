@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 from headrace.data.tables.arrow import Missing, check_names
-from headrace.errors import SourceError
+from headrace.data.text.reading import compression_of
+from headrace.errors import MissingColumnError, SourceError
 
 Kind: TypeAlias = Literal["integer", "number", "boolean", "text"]
 Dtype: TypeAlias = Literal["float32", "float64", "int64"]
 HEAD_ROWS = 1_000
+_SEPARATORS = ";\t|,"
 
 TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -124,9 +127,21 @@ def _lines(path: str, file: Any) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{path}, line {number:,}, byte {error.start}: not UTF-8 ({error.reason}). Convert "
-                f"the file: iconv -f latin1 -t utf-8 {path} > utf8.csv, if it is Latin-1."
+                f"{path}, line {number:,}, byte {error.start}: not UTF-8 ({error.reason}). "
+                f"{_remedy(path)}"
             ) from None
+
+
+def _remedy(path: str) -> str:
+    """Say what to do about a file that is not UTF-8, by how it begins."""
+    compression = compression_of(path)
+    if compression is not None:
+        program = {"gzip": "gunzip", "zstd": "unzstd"}[compression]
+        return f"It is compressed: write {program} {path}, and read the file that it makes."
+    with open(path, "rb") as file:
+        is_utf_16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    name, known = ("utf-16", "") if is_utf_16 else ("latin1", ", if it is Latin-1")
+    return f"Convert the file: iconv -f {name} -t utf-8 {path} > utf8.csv{known}."
 
 
 def make_plan(path: str, names: tuple[str, ...], form: Form, wanted: Wanted) -> Plan:
@@ -138,7 +153,13 @@ def make_plan(path: str, names: tuple[str, ...], form: Form, wanted: Wanted) -> 
     """
     by_decree = [name for name, known in wanted.known.items() if known is None]
     target = [] if wanted.target is None else [wanted.target]
-    check_names(names, [*(wanted.features or ()), *target, *by_decree], path)
+    try:
+        check_names(names, [*(wanted.features or ()), *target, *by_decree], path)
+    except MissingColumnError as error:
+        other = [mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]]
+        if not other:
+            raise
+        raise MissingColumnError(f"{error} Write separator={other[0]!r}.") from None
     features = wanted.features or tuple(name for name in names if name != wanted.target)
     if not features:
         raise SourceError(f"{path} has no columns but the target. Write features= with some.")

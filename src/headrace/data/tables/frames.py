@@ -10,7 +10,7 @@ import numpy as np
 
 from headrace.data.gather import Array
 from headrace.data.tables.arrow import Missing, Place, check_missing, column_of, select
-from headrace.data.tables.columns import Column, RowDataset, StoredRows
+from headrace.data.tables.columns import Column, Pieces, RowDataset, StoredRows
 from headrace.errors import ArrayTypeError
 from headrace.extras import import_extra
 from headrace.tree import TORCH_DTYPES
@@ -21,8 +21,7 @@ class TableDataset(RowDataset):
 
     Numbers and truth values are NumPy scalars of the column's type, lists are arrays, texts are
     ``str``: the default collation makes tensors of the column's type, and lists of texts. Where
-    all columns are numbers or lists of a fixed size, batches are gathered without Python per
-    sample.
+    all columns are numbers or lists of one length, batches are gathered without Python per sample.
 
     Columns of numbers are not copied where they lie in one piece and nothing is missing; truth
     values of Arrow and polars (a bit each) are. A frame is not to be changed while it is read.
@@ -56,7 +55,7 @@ class TableDataset(RowDataset):
         names = [str(name) for name in (table.schema.names if kind == "pyarrow" else table.columns)]
         picked = select(names, columns, where)
         found = {n: read(table, names.index(n), Place(where, n, missing)) for n in picked}
-        self._rows = StoredRows(found, len(table))
+        self._rows = StoredRows({n: _block(column) for n, column in found.items()}, len(table))
 
     def __repr__(self) -> str:
         return f"TableDataset({len(self):,} rows of {len(self.column_names)} columns)"
@@ -68,6 +67,17 @@ def as_dataset(source: Any) -> Any:
     No library is imported: where one was not, there can be no frame of it.
     """
     return source if _library(source) is None else TableDataset(source)
+
+
+def _block(column: Column) -> Column:
+    """Return lists that are all of one length as an array of rows, which gathers."""
+    if not isinstance(column, Pieces) or column.kind != "array" or not len(column):
+        return column
+    widths = np.diff(column.offsets)
+    if not widths[0] or (widths != widths[0]).any():
+        return column
+    values = column.values[column.offsets[0] : column.offsets[-1]]
+    return values.reshape(len(column), widths[0])
 
 
 def _library(table: Any) -> str | None:
