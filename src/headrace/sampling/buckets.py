@@ -13,15 +13,9 @@ import torch
 
 from headrace.sampling.balance import share
 from headrace.sampling.cutting import Layout, LengthClasses, Limits, cut
+from headrace.sampling.lengths import LengthBatchSampler
 from headrace.sampling.measure import measure
-from headrace.sampling.planned import (
-    Indices,
-    PlannedBatchSampler,
-    check_lengths,
-    check_ranks,
-    check_size,
-    fitting,
-)
+from headrace.sampling.planned import check_ranks, check_size
 
 SPREAD = 0.04
 # Narrower over ranks: what a class leaves open is added to the difference between them.
@@ -30,7 +24,7 @@ SPREAD_OVER_RANKS = 0.01
 LARGE_BATCH = 4096
 
 
-class BucketBatchSampler(PlannedBatchSampler):
+class BucketBatchSampler(LengthBatchSampler):
     """Batches of samples of similar length: little padding, still a shuffle.
 
     Lengths within `spread` of each other count as equal. In each epoch all samples are shuffled,
@@ -90,8 +84,8 @@ class BucketBatchSampler(PlannedBatchSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
+        ranks = check_ranks(num_replicas, rank)
         self._limits = check_limits(batch_size, max_tokens, max_ratio, min_batch_size)
-        self.num_replicas, self.rank = check_ranks(num_replicas, rank)
         _check_source(lengths, dataset, key, cache)
         _check_order(shuffle, spread, generator)
         if drop_last and batch_size is None and max_tokens is None and min_batch_size == 1:
@@ -101,49 +95,21 @@ class BucketBatchSampler(PlannedBatchSampler):
             )
         if dataset is not None and key is not None:
             lengths = measure(dataset, key, cache)
-        self.lengths = check_lengths(lengths)
-        self.shuffle, self.drop_last, self.generator = bool(shuffle), bool(drop_last), generator
-        self.oversize = oversize
+        kept_lengths = self._keep(
+            lengths,
+            max_tokens,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            oversize=oversize,
+            generator=generator,
+            ranks=ranks,
+        )
         self.spread = spread
-        self._kept, kept_lengths = fitting(self.lengths, max_tokens, oversize)
-        self.skipped = len(self.lengths) - len(kept_lengths)
         self._classes = LengthClasses.of(kept_lengths, self._spread())
         self._layout, self._leave_out = self._arrange()
 
-    def __len__(self) -> int:
-        return self._layout.steps
-
-    def plan(self, seed: int) -> tuple[Indices, Indices]:
-        """Return the batches of the epoch with this seed: indices and offsets."""
-        if self.shuffle:
-            samples = self._classes.shuffled(seed, self._leave_out)
-            indices, offsets = self._layout.deal(samples, seed, self.rank)
-        else:
-            indices, offsets = self._layout.deal(self._classes.in_order(), None, self.rank)
-        return indices if self._kept is None else self._kept[indices], offsets
-
-    def shard(self, index: int, count: int) -> BucketBatchSampler:
-        """Return this sampler for rank `index` of `count`; the generator is shared with it.
-
-        Raises:
-            ValueError: it is that of one rank already.
-        """
-        if self.num_replicas != 1:
-            raise ValueError(
-                f"this BucketBatchSampler is that of rank {self.rank} of {self.num_replicas} "
-                f"already. Leave num_replicas= and rank= out, or do not shard it."
-            )
-        return BucketBatchSampler(
-            self.lengths,
-            **vars(self._limits),
-            shuffle=self.shuffle,
-            drop_last=self.drop_last,
-            oversize=self.oversize,
-            spread=self.spread,
-            generator=self.generator,
-            num_replicas=count,
-            rank=index,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {**vars(self._limits), "spread": self.spread}
 
     def _spread(self) -> float:
         if not self.shuffle:

@@ -12,20 +12,14 @@ import numpy.typing as npt
 import torch
 
 from headrace.sampling.cutting import Layout, LengthClasses
-from headrace.sampling.planned import (
-    Indices,
-    PlannedBatchSampler,
-    check_lengths,
-    check_ranks,
-    check_size,
-    fitting,
-)
+from headrace.sampling.lengths import LengthBatchSampler
+from headrace.sampling.planned import Indices, check_ranks, check_size
 
 # More distinct lengths than this are rounded up for packing: 1/8192 of a row at most.
 RESOLUTION = 8192
 
 
-class PackedBatchSampler(PlannedBatchSampler):
+class PackedBatchSampler(LengthBatchSampler):
     """Batches that are one full row each: several sequences of `max_tokens` together, at most.
 
     Use it with `pack_collate`. Which lengths share a row is found once, by best-fit decreasing
@@ -64,8 +58,8 @@ class PackedBatchSampler(PlannedBatchSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
+        ranks = check_ranks(num_replicas, rank)
         self.max_tokens = check_size("max_tokens", max_tokens)
-        self.num_replicas, self.rank = check_ranks(num_replicas, rank)
         if generator is not None and not shuffle:
             raise ValueError("generator= does nothing with shuffle=False. Leave one of them out.")
         if drop_last and num_replicas == 1:
@@ -73,16 +67,17 @@ class PackedBatchSampler(PlannedBatchSampler):
                 "drop_last does nothing with one rank: every row is as full as it gets. "
                 "Leave it out, or give num_replicas= and rank=."
             )
-        self.lengths = check_lengths(lengths)
-        self.shuffle, self.drop_last, self.generator = bool(shuffle), bool(drop_last), generator
-        self.oversize = oversize
-        self._kept, kept_lengths = fitting(self.lengths, max_tokens, oversize)
-        self.skipped = len(self.lengths) - len(kept_lengths)
+        kept_lengths = self._keep(
+            lengths,
+            max_tokens,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            oversize=oversize,
+            generator=generator,
+            ranks=ranks,
+        )
         self._classes = LengthClasses.of(kept_lengths, 0.0)
         self._layout = self._arrange()
-
-    def __len__(self) -> int:
-        return self._layout.steps
 
     @property
     def fill(self) -> float:
@@ -92,35 +87,8 @@ class PackedBatchSampler(PlannedBatchSampler):
         tokens = int(self._classes.longest[self._layout.places].sum())
         return tokens / (rows * self.max_tokens) if rows else 0.0
 
-    def plan(self, seed: int) -> tuple[Indices, Indices]:
-        """Return the rows of the epoch with this seed: indices and offsets."""
-        if self.shuffle:
-            indices, offsets = self._layout.deal(self._classes.shuffled(seed), seed, self.rank)
-        else:
-            indices, offsets = self._layout.deal(self._classes.in_order(), None, self.rank)
-        return indices if self._kept is None else self._kept[indices], offsets
-
-    def shard(self, index: int, count: int) -> PackedBatchSampler:
-        """Return this sampler for rank `index` of `count`; the generator is shared with it.
-
-        Raises:
-            ValueError: it is that of one rank already.
-        """
-        if self.num_replicas != 1:
-            raise ValueError(
-                f"this PackedBatchSampler is that of rank {self.rank} of {self.num_replicas} "
-                f"already. Leave num_replicas= and rank= out, or do not shard it."
-            )
-        return PackedBatchSampler(
-            self.lengths,
-            self.max_tokens,
-            shuffle=self.shuffle,
-            drop_last=self.drop_last,
-            oversize=self.oversize,
-            generator=self.generator,
-            num_replicas=count,
-            rank=index,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens}
 
     def _arrange(self) -> Layout:
         row, budget = self._classes.longest, self.max_tokens

@@ -66,36 +66,6 @@ def check_size(name: str, value: object) -> int:
     return value
 
 
-def fitting(
-    lengths: Indices, max_tokens: int | None, oversize: str
-) -> tuple[Indices | None, Indices]:
-    """Return which samples fit into a batch of `max_tokens` (None is all), and their lengths.
-
-    Raises:
-        ValueError: one does not, and `oversize` is not "skip".
-    """
-    if oversize not in ("raise", "skip"):
-        raise ValueError(f'oversize must be "raise" or "skip", got {oversize!r}.')
-    if max_tokens is None:
-        if oversize == "skip":
-            raise ValueError('oversize="skip" does nothing without max_tokens=. Leave it out.')
-        return None, lengths
-    fits = lengths <= max_tokens
-    if fits.all():
-        return None, lengths
-    if oversize == "raise":
-        at = int(fits.argmin())
-        raise ValueError(
-            f"sample {at} alone has {lengths[at]:,} tokens, more than max_tokens={max_tokens:,} "
-            f"({int((~fits).sum()):,} samples do). Write max_tokens={int(lengths.max())}, shorten "
-            f'the samples, or leave them out with oversize="skip".'
-        )
-    kept = np.flatnonzero(fits)
-    if len(kept) == 0:
-        raise ValueError(f"every sample has more than max_tokens={max_tokens:,} tokens.")
-    return kept, lengths[kept]
-
-
 def check_ranks(num_replicas: object, rank: object) -> tuple[int, int]:
     """Return the number of ranks and which one this is.
 
@@ -109,31 +79,6 @@ def check_ranks(num_replicas: object, rank: object) -> tuple[int, int]:
             f"got {rank!r}. Write num_replicas=dist.get_world_size(), rank=dist.get_rank()."
         )
     return replicas, rank
-
-
-def check_lengths(lengths: object) -> Indices:
-    """Return sequence lengths as int64 of shape (samples,).
-
-    Raises:
-        ValueError: not one-dimensional, empty, or one is negative.
-        TypeError: not integers.
-    """
-    array = lengths.numpy(force=True) if isinstance(lengths, torch.Tensor) else np.asarray(lengths)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"lengths must have one number per sample, got an array of shape {array.shape}. "
-            f"Write lengths=[len(sample) for sample in dataset]."
-        )
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"lengths must be integers, got {array.dtype}. "
-            f"Write lengths=np.ceil(lengths).astype(int), in units that are whole."
-        )
-    array = np.ascontiguousarray(array, np.int64)
-    if int(array.min()) < 0:
-        at = int(array.argmin())
-        raise ValueError(f"a length cannot be negative: sample {at} has {array[at]}.")
-    return array
 
 
 def check_labels(labels: object) -> tuple[npt.NDArray[np.generic], Indices]:
