@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.forked import exit_code_of
 from data.tables.functions import first_feature
 from headrace import DataLoader
 from headrace.data import CSVDataset
@@ -369,6 +370,19 @@ class TestInALoader:
         loader = DataLoader(data, batch_size=50, num_workers=1, multiprocessing_context=method)
         expected = torch.from_numpy(np.array(CSVDataset(iris, target="kind").features[:, 0]))
         assert torch.equal(torch.cat(list(loader)), expected)
+
+    def test_opened_in_a_forked_worker_does_not_wait_for_ever(
+        self, iris: Path, tmp_path: Path
+    ) -> None:
+        """The threads of polars, which read CSV files, stay behind in a fork."""
+        CSVDataset(iris, cache_dir=tmp_path)
+
+        def open_it() -> None:
+            with pytest.raises(SourceError, match=r"iris.csv cannot be read here.*forkserver"):
+                CSVDataset(iris)
+            assert len(CSVDataset(iris, cache_dir=tmp_path)) == 150
+
+        assert exit_code_of(open_it) == 0
 
     def test_resumes_exactly(self, iris: Path) -> None:
         assert_exact_resume(

@@ -25,6 +25,8 @@ from headrace.extras import import_extra
 
 PIECE_ROWS = 65_536
 
+_began_in: list[int] = []  # the process in which polars began its threads
+
 
 class Codes:
     """Numbers the texts of a column: in the order of appearance, until they are sorted."""
@@ -71,6 +73,7 @@ def convert(paths: Sequence[str], plan: Plan, sink: Sink) -> dict[str, Any]:
     Raises:
         SourceError, MissingColumnError: a file is not what it should be.
     """
+    _check_process(paths[0])
     import_extra("polars", "tables")  # before the time runs: to import it may take seconds
     codes = {name: Codes(plan.wanted.known.get(name)) for name in plan.category_columns()}
     size = sum(os.path.getsize(path) for path in paths)
@@ -90,6 +93,18 @@ def convert(paths: Sequence[str], plan: Plan, sink: Sink) -> dict[str, Any]:
         "features": list(plan.features),
         "categories": {name: code.categories() for name, code in codes.items()},
     }
+
+
+def _check_process(path: str) -> None:
+    """Check that this is no fork of a process that has used polars: it would wait for ever."""
+    if _began_in and _began_in[0] != os.getpid():
+        raise SourceError(
+            f"{path} cannot be read here: this process was forked from one in which polars, which "
+            f"reads CSV files, runs threads, and they are not copied. Make the CSVDataset before "
+            f"the workers start, make it there once with cache_dir=, or write "
+            f"DataLoader(..., multiprocessing_context='forkserver')."
+        )
+    _began_in[:] = [os.getpid()]
 
 
 def _check_header(path: str, plan: Plan, first: str) -> None:
