@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,69 @@ def leaves(tree: Any) -> list[Any]:
     found: list[Any] = []
     map_leaves(found.append, tree)
     return found
+
+
+def convert(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Apply ``leaf`` to tensors and to objects that move themselves, wherever they are.
+
+    Containers are those of torch's ``pin_memory``, and dataclasses; those in which nothing changes
+    stay as they are.
+    """
+    if isinstance(value, torch.Tensor) or _moves_itself(value):
+        return leaf(value)
+    if isinstance(value, (str, bytes)):
+        return value
+    if isinstance(value, Mapping):
+        return _mapping(value, leaf)
+    if isinstance(value, Sequence):
+        return _sequence(value, leaf)
+    if is_dataclass(value) and not isinstance(value, type):
+        clone = copy.copy(value)
+        for member in fields(value):
+            # past a frozen dataclass's own __setattr__: the clone is nobody's yet
+            new = convert(getattr(value, member.name), leaf)
+            object.__setattr__(clone, member.name, new)
+        return clone
+    return value
+
+
+def _moves_itself(value: Any) -> bool:
+    if not hasattr(value, "to"):
+        return False
+    return hasattr(value, "pin_memory") or not isinstance(value, (Mapping, Sequence))
+
+
+def _mapping(value: Mapping[Any, Any], leaf: Callable[[Any], Any]) -> Any:
+    parts = {key: convert(part, leaf) for key, part in value.items()}
+    if all(part is value[key] for key, part in parts.items()):
+        return value
+    if isinstance(value, MutableMapping):
+        with suppress(TypeError):
+            clone = copy.copy(value)  # keeps what the type has besides its keys
+            clone.update(parts)
+            return clone
+    try:
+        return type(value)(parts)  # type: ignore[call-arg]
+    except TypeError:
+        return parts
+
+
+def _sequence(value: Sequence[Any], leaf: Callable[[Any], Any]) -> Any:
+    parts = [convert(part, leaf) for part in value]
+    if all(new is old for new, old in zip(parts, value, strict=True)):
+        return value
+    if is_namedtuple(value):
+        return type(value)(*parts)
+    if isinstance(value, MutableSequence):
+        with suppress(TypeError):
+            clone = copy.copy(value)
+            for place, part in enumerate(parts):
+                clone[place] = part
+            return clone
+    try:
+        return type(value)(parts)  # type: ignore[call-arg]
+    except TypeError:
+        return parts
 
 
 def size_bytes(batch: Any) -> int:

@@ -16,26 +16,21 @@ not. These hold, each with its test:
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import deque
 from collections.abc import (
     Callable,
     Iterator,
-    Mapping,
-    MutableMapping,
-    MutableSequence,
-    Sequence,
 )
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from headrace.engine.pinning import CudaPages
-from headrace.tree import is_namedtuple
+from headrace.tree import convert
 
 _UNDER_WAY = 1
 _WITH_STREAMS = ("cuda", "xpu")
@@ -220,7 +215,7 @@ class Transfer(Iterator[Any]):
         started = _Copy(host)
         try:
             with self._lane.stream():
-                started.batch = _convert(host, lambda value: self._leaf(value, started))
+                started.batch = convert(host, lambda value: self._leaf(value, started))
         finally:
             if started.tensors:  # of those some may have been copied, though another one failed
                 started.event = self._lane.event()
@@ -238,7 +233,7 @@ class Transfer(Iterator[Any]):
         if due.event is not None:
             self._lane.hand_over(due.event, due.tensors)
         if due.unmoved:
-            return _convert(due.batch, self._move)
+            return convert(due.batch, self._move)
         return due.batch
 
     def _move(self, value: Any) -> Any:
@@ -255,66 +250,3 @@ def _is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_nested
         and not is_traceable_wrapper_subclass(tensor)
     )
-
-
-def _convert(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Apply ``leaf`` to tensors and to objects that move themselves, wherever they are.
-
-    Containers are those of torch's ``pin_memory``, and dataclasses; those in which nothing changes
-    stay as they are.
-    """
-    if isinstance(value, torch.Tensor) or _moves_itself(value):
-        return leaf(value)
-    if isinstance(value, (str, bytes)):
-        return value
-    if isinstance(value, Mapping):
-        return _mapping(value, leaf)
-    if isinstance(value, Sequence):
-        return _sequence(value, leaf)
-    if is_dataclass(value) and not isinstance(value, type):
-        clone = copy.copy(value)
-        for member in fields(value):
-            # past a frozen dataclass's own __setattr__: the clone is nobody's yet
-            new = _convert(getattr(value, member.name), leaf)
-            object.__setattr__(clone, member.name, new)
-        return clone
-    return value
-
-
-def _moves_itself(value: Any) -> bool:
-    if not hasattr(value, "to"):
-        return False
-    return hasattr(value, "pin_memory") or not isinstance(value, (Mapping, Sequence))
-
-
-def _mapping(value: Mapping[Any, Any], leaf: Callable[[Any], Any]) -> Any:
-    parts = {key: _convert(part, leaf) for key, part in value.items()}
-    if all(part is value[key] for key, part in parts.items()):
-        return value
-    if isinstance(value, MutableMapping):
-        with suppress(TypeError):
-            clone = copy.copy(value)  # keeps what the type has besides its keys
-            clone.update(parts)
-            return clone
-    try:
-        return type(value)(parts)  # type: ignore[call-arg]
-    except TypeError:
-        return parts
-
-
-def _sequence(value: Sequence[Any], leaf: Callable[[Any], Any]) -> Any:
-    parts = [_convert(part, leaf) for part in value]
-    if all(new is old for new, old in zip(parts, value, strict=True)):
-        return value
-    if is_namedtuple(value):
-        return type(value)(*parts)
-    if isinstance(value, MutableSequence):
-        with suppress(TypeError):
-            clone = copy.copy(value)
-            for place, part in enumerate(parts):
-                clone[place] = part
-            return clone
-    try:
-        return type(value)(parts)  # type: ignore[call-arg]
-    except TypeError:
-        return parts

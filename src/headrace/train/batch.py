@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.errors import TrainingError
-from headrace.tree import is_namedtuple, leaves
+from headrace.tree import convert, is_namedtuple, leaves
 
 INPUT_KEYS = ("inputs", "input", "x")
 TARGET_KEYS = ("targets", "target", "labels", "label", "y")
@@ -80,14 +80,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, (tuple, list)):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if is_namedtuple(batch) else type(batch)(moved)
-    if isinstance(batch, Mapping):
-        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
-    return batch
+    if type(batch) in (tuple, list):  # the usual batch, on the shortest way
+        return type(batch)([to_device(part, device) for part in batch])
+
+    def move(leaf: Any) -> Any:
+        return to_device(leaf, device) if isinstance(leaf, Tensor) else leaf.to(device)
+
+    return convert(batch, move)
 
 
 def samples_of(batch: Any) -> int:
