@@ -303,3 +303,8 @@ def test_no_note_before_its_time(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         map_batches(failing_after(2), X, 5, out=tmp_path / "x.npy")
     assert "x.npy.part.json" not in names(tmp_path)
+
+
+def test_a_refusal_ends_in_one_full_stop(tmp_path):
+    error = resume.Notes(tmp_path / "a.npy").refused("the loader has another size.")
+    assert "another size. Delete" in str(error)

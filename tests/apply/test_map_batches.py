@@ -321,6 +321,10 @@ def test_loaders_that_cannot_be():
 def test_data_that_cannot_be():
     with pytest.raises(TypeError, match="cannot read rows from a int"):
         map_batches(torch.neg, 3)
+    with pytest.raises(TypeError, match=r"np\.load\('x\.npy', mmap_mode='r'\)"):
+        map_batches(torch.neg, "x.npy")
+    with pytest.raises(TypeError, match="fn is a Tensor, not a function"):
+        map_batches(X, torch.neg)
     with pytest.raises(TypeError, match="cannot read rows from a dict"):
         map_batches(torch.neg, {"x": [1, 2]})
     with pytest.raises(OptionError, match="each worker would go through all of a generator"):

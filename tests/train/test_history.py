@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import MissingExtraError
+from headrace.errors import MissingExtraError, OptionError
 from headrace.train.curves import panels_of, smoothed
 from headrace.train.history import History
 
@@ -84,6 +84,11 @@ def test_a_frame_has_a_row_for_each_epoch_or_step():
     assert frame["epoch"].tolist() == [0, 1, 2, 3, 4]
     assert frame["val_loss"].isna().tolist() == [False] * 4 + [True]
     assert len(history.to_frame("steps")) == 100
+
+
+def test_a_frame_of_something_else_is_refused():
+    with pytest.raises(OptionError, match="of='step'"):
+        History().to_frame("step")
 
 
 def test_without_pandas_the_frame_is_polars_and_without_either_an_error(monkeypatch):

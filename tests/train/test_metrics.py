@@ -65,3 +65,24 @@ def test_an_accuracy_that_nobody_could_tell():
     trainer = make(Pair(), lambda outputs, targets: outputs[0].mean(), metrics=["accuracy"])
     with pytest.raises(TrainingError, match="the outputs are of tuple"):
         trainer.evaluate([batch])
+
+
+class OnDevice:
+    """A weight of a batch that is a tensor, as for targets on a device."""
+
+    def __call__(self, batch):
+        return (batch[1] != -100).sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": OnDevice()}])
+def test_a_batch_whose_targets_are_all_ignored_counts_nothing(options):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(12, 3), torch.randint(0, 3, (12,))
+    targets[4:8] = -100
+    batches = [(inputs[n : n + 4], targets[n : n + 4]) for n in (0, 4, 8)]
+    model = nn.Linear(3, 3)
+    found = make(model, nn.CrossEntropyLoss(), metrics="accuracy", **options).evaluate(batches)
+    wanted = nn.functional.cross_entropy(model(inputs), targets).item()
+    assert found["loss"] == pytest.approx(wanted, rel=1e-6)
+    right = (model(inputs).argmax(1) == targets)[targets != -100].float().mean().item()
+    assert found["accuracy"] == pytest.approx(right)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.utils.data
 from torch import nn
 
 from headrace import DataLoader, TensorDataset
-from headrace.errors import TrainingError
+from headrace.errors import TrainingError, TrainingWarning
 from headrace.train import Trainer
 
 X = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
@@ -61,3 +62,16 @@ def test_outputs_that_do_not_fit_together():
     assert [o.shape for o in trainer.predict(batches, join=False)] == [(2, 3, 2), (2, 5, 2)]
     with pytest.raises(TrainingError, match="no batch"):
         trainer.predict([])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": True},
+        {"sampler": torch.utils.data.WeightedRandomSampler([1.0] * 23, 23)},
+    ],
+)
+def test_an_order_that_nobody_knows_is_told(options):
+    trainer = make(nn.Linear(4, 1))
+    with pytest.warns(TrainingWarning, match=r"which sample .*shuffle=False"):
+        trainer.predict(DataLoader(TensorDataset(X), batch_size=8, **options))

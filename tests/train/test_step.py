@@ -87,6 +87,11 @@ def test_a_step_is_any_function_of_the_batch():
         train_epoch([("a", 2)], lambda _: 1.0)
 
 
+def test_a_step_that_returns_nothing_is_told():
+    with pytest.raises(TrainingError, match="Let it end with: return loss"):
+        train_epoch([(torch.ones(2), torch.ones(2))], lambda batch: None)
+
+
 def test_a_step_puts_the_model_into_training_mode():
     model, optimizer = parts()
     train_step((X, Y), model.eval(), nn.MSELoss(), optimizer)

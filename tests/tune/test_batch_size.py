@@ -305,3 +305,14 @@ def test_real_memory_of_the_process():
     assert [t.batch_size for t in found.trials] == [1, 2, 4, 8]
     assert 7 < taken[-1] < 20
     assert taken[-1] > taken[0]
+
+
+def test_batch_norm_wants_more_than_one_sample():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+    def step(batch):
+        model(batch).sum().backward()
+
+    with pytest.raises(OptionError, match="low=2"):
+        find_batch_size(step, lambda n: torch.randn(n, 3), model=model)
+    assert find_batch_size(step, lambda n: torch.randn(n, 3), model=model, low=2, high=4)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -64,6 +65,11 @@ def feed(
     if _is_columns(data):
         return _over_columns(data, batch_size, options)
     size = _UNKNOWN_ROWS if batch_size == "auto" else batch_size
+    if isinstance(data, (str, bytes, Path)):
+        raise TypeError(
+            f"map_batches was given the text {data!r}, not data. If it is a file, open it: "
+            f"map_batches(fn, np.load({str(data)!r}, mmap_mode='r'))."
+        )
     if isinstance(data, Mapping) or not hasattr(data, "__iter__" if _streams(data) else "__len__"):
         raise TypeError(
             f"map_batches cannot read rows from a {type(data).__name__}. Give it an array, a "

@@ -80,6 +80,10 @@ def map_batches(
         StateError: ``out`` was begun with something else.
         MemoryError: a single row does not fit.
     """
+    if not callable(fn):
+        raise TypeError(
+            f"fn is a {type(fn).__name__}, not a function or module. Write map_batches(fn, data)."
+        )
     module = module_of(fn)
     place = _device(device, module, data)
     if module is not None and device is not None:

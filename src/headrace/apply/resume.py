@@ -102,7 +102,8 @@ class Notes:
     def refused(self, why: str) -> StateError:
         """Return the error for a part file that cannot be gone on with."""
         return StateError(
-            f"{part_path(self._out)} was begun by another call and cannot be gone on with: {why}. "
+            f"{part_path(self._out)} was begun by another call and cannot be gone on with: "
+            f"{why.rstrip('.')}. "
             f"Delete it and {self._path.name} to start over, or call as before."
         )
 

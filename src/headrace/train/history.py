@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from headrace.errors import OptionError
 from headrace.extras import data_frame
 from headrace.train.curves import draw
 
@@ -60,8 +61,11 @@ class History:
         It is pandas' where that is installed, else polars'.
 
         Raises:
+            OptionError: ``of`` is neither.
             MissingExtraError: neither is installed.
         """
+        if of not in ("epochs", "steps"):
+            raise OptionError(f"of={of!r}: write to_frame('epochs') or to_frame('steps').")
         rows = self.epochs if of == "epochs" else self.steps
         columns = list(dict.fromkeys(key for row in rows for key in row))
         return data_frame({key: [row.get(key) for row in rows] for key in columns})

@@ -32,6 +32,11 @@ class Metrics:
         self._metrics: dict[str, Any] = {}
         self._functions: dict[str, Callable[[Any, Any], Any]] = {}
         for name, metric in _named(given):
+            if name == "loss" or name in self._metrics:
+                raise OptionError(
+                    f"there is a value called {name!r} already. Name the metrics: "
+                    f"Trainer(..., metrics={{'error': ..., 'top5': ...}})."
+                )
             if isinstance(metric, str) and metric == "accuracy":
                 self._metrics[name] = Accuracy(loss_fn, device)
             elif hasattr(metric, "update") and hasattr(metric, "compute"):

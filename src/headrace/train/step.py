@@ -65,7 +65,7 @@ def train_epoch(
         the mean loss, read from the device once, at the end.
 
     Raises:
-        TrainingError: the loader gave no batch.
+        TrainingError: the loader gave no batch, or ``step`` no loss.
     """
     device = torch.device(device)
     total: Any = 0.0
@@ -73,6 +73,8 @@ def train_epoch(
     for batch in loader:
         share = weight(batch)
         loss = step(to_device(batch, device))
+        if loss is None:
+            raise TrainingError("step returned None. Let it end with: return loss.")
         total = total + (loss.detach().double() if isinstance(loss, Tensor) else loss) * share
         weights = weights + share
     if not weights:

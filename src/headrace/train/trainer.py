@@ -29,6 +29,7 @@ from headrace.train.checks import (
 )
 from headrace.train.devices import launch
 from headrace.train.guards import Guards
+from headrace.train.guards.loaders import check_order
 from headrace.train.history import History
 from headrace.train.loop import Fit, Plan
 from headrace.train.metrics import Metrics
@@ -246,9 +247,14 @@ class Trainer:
         with self._mode(training=False), torch.inference_mode():
             for batch in loader:
                 weight = self.weight(batch)
+                if isinstance(weight, (int, float)) and not weight:
+                    continue  # all of its targets are ignored: the mean over none is NaN
                 moved = to_device(batch, self.device)
                 loss, outputs, targets = self.updater.loss_of(self.model, moved)
-                total += loss.to(kind) * (1 if self.updater.summed else weight)
+                share = loss.to(kind) * (1 if self.updater.summed else weight)
+                if isinstance(weight, Tensor):
+                    share = torch.where(weight == 0, 0, share)
+                total += share
                 weights = weights + weight
                 counts = weight if same else self._metric_weight(batch)
                 self._metrics.update(outputs, targets, counts)
@@ -275,6 +281,7 @@ class Trainer:
                 "predict returns all outputs in the loader's order, and this loader is divided "
                 "among the ranks. Write predict(DataLoader(dataset, ...)) without shard=."
             )
+        self.guards.report(check_order(loader))
         found = []
         with self._mode(training=False), torch.inference_mode():
             for batch in loader:
@@ -385,4 +392,9 @@ def _logger(logger: Any) -> Any:
     if isinstance(logger, (str, os.PathLike)):
         loggers = import_extra("lightning_fabric.loggers", "train")
         return loggers.TensorBoardLogger(root_dir=logger, name="", version="")
+    if logger is not None and not hasattr(logger, "log_metrics"):
+        raise OptionError(
+            f"logger={logger!r} is neither a folder nor one of Lightning Fabric's loggers. Write "
+            f"Trainer(..., logger='runs/first') for TensorBoard."
+        )
     return logger

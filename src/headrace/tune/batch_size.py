@@ -132,7 +132,7 @@ def find_batch_size(
         min_gain: on the CPU, what share of samples/s a doubling must gain; None: memory only.
 
     Raises:
-        OptionError: limits that cannot be.
+        OptionError: limits that cannot be; a ``low`` of 1 where BatchNorm needs 2.
         TrainingError: not even ``low`` fits.
     """
     if not 1 <= low <= high or not 0 < memory_share <= 1:
@@ -188,7 +188,7 @@ class _Search:
         """Return the report."""
         with Progress("finding a batch size", None, "batch sizes tried") as progress:
             self._progress = progress
-            if not self._fits(low, warm_up=True):
+            if not self._begins(low):
                 raise TrainingError(
                     f"not even a batch of {low} fits: {self._why}. Use a smaller model, shorter "
                     f"samples or a lower precision."
@@ -202,6 +202,16 @@ class _Search:
                 else:
                     bad = middle
         return BatchSizeReport(good, self._why, tuple(self._trials))
+
+    def _begins(self, low: int) -> bool:
+        try:
+            return self._fits(low, warm_up=True)
+        except ValueError as error:
+            if low > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise OptionError(
+                "BatchNorm cannot be trained on one sample. Write find_batch_size(..., low=2)."
+            ) from error
 
     def _grow(self, low: int, high: int) -> tuple[int, int | None]:
         """Return the largest size that fitted, and the smallest that did not, if one did not."""

@@ -21,7 +21,7 @@ from headrace.train.guards.loaders import (
     waited_s,
 )
 from headrace.train.guards.losses import NAMES, check_difference, check_loss_call
-from headrace.train.guards.nonfinite import describe_source, name_of
+from headrace.train.guards.nonfinite import describe_ignored, describe_source, name_of
 from headrace.train.guards.parameters import (
     check_nonfinite_gradients,
     check_optimizer,
@@ -195,7 +195,8 @@ class Guards:
         if not self.on or math.isfinite(loss_value):
             return
         model = None if updated else self._model
-        source = describe_source(model, group, indices, self._forward)
+        source = describe_ignored(self._loss_fn, group)
+        source = source or describe_source(model, group, indices, self._forward)
         text = f"the loss is {name_of(loss_value)} at step {step:,}. {source}"
         self._tell(Finding("loss", text, is_error=not self._scaled))
 

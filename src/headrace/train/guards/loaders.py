@@ -92,11 +92,21 @@ def _batch_norm_text(name: str, needs: str, line: str) -> str:
     return f"BatchNorm ({name!r}) {needs} more than one sample in training, and {line}."
 
 
+def check_order(loader: Any) -> Finding | None:
+    """Return whether a loader whose outputs are to be returned draws its samples at random."""
+    sampler = _sampler_of(loader)
+    if not isinstance(sampler, torch_data.WeightedRandomSampler) and not _shuffles(sampler):
+        return None
+    return Finding(
+        "order",
+        "the loader draws its samples at random, and outputs are returned in its order: nobody can "
+        "tell which sample one belongs to. Write predict(DataLoader(dataset, ..., shuffle=False)).",
+    )
+
+
 def check_validation(loader: Any) -> Finding | None:
     """Return whether a validation loader draws its samples at random."""
-    sampler = getattr(loader, "sampler", None)
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    sampler = sampler if inner is None else inner
+    sampler = _sampler_of(loader)
     if isinstance(sampler, torch_data.WeightedRandomSampler):
         text = (
             "the validation loader draws samples with weights: its loss and metrics are those of "
@@ -111,6 +121,11 @@ def check_validation(loader: Any) -> Finding | None:
     else:
         return None
     return Finding("validation", text + ".")
+
+
+def _sampler_of(loader: Any) -> Any:
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return getattr(loader, "sampler", None) if inner is None else inner
 
 
 def _shuffles(sampler: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import format_path
+from headrace.train.batch import samples_of, weight_of
 from headrace.train.guards.finding import listing
 from headrace.train.guards.parameters import nonfinite_parameters
 
@@ -20,6 +21,18 @@ _HUGE = 1e12  # outputs whose squares are on their way to the end of float32
 def name_of(value: float) -> str:
     """Return "nan", "inf" or "-inf"."""
     return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def describe_ignored(loss_fn: Any, group: list[Any] | None) -> str | None:
+    """Return what to do about a batch whose targets are all ignored, None if there is none."""
+    weight = weight_of(loss_fn)
+    if weight is samples_of or not any(not weight(batch) for batch in group or []):
+        return None
+    ignored = getattr(loss_fn, "ignore_index", -100)
+    return (
+        f"All targets of a batch are {ignored} and so left out: the mean over none of them is not "
+        f"a number. Leave samples without targets out of the dataset, or write a larger batch_size."
+    )
 
 
 def describe_source(
