@@ -302,6 +302,7 @@ WRONG = [
     (["mine:Pictures", "--out", "no/grid.png"], 1, "headrace peek: --out no/grid.png cannot be"),
     (["mine:fails"], 1, "headrace peek: mine:fails() raised KeyError: 'no'"),
     (["mine:Broken"], 1, "headrace peek: OSError: disk on fire (headrace: while fetching"),
+    (["blank.jsonl.gz"], 1, "headrace peek: blank.jsonl.gz has no samples"),
     (["mine:empty"], 1, "headrace peek: mine:empty has no samples"),
     (["bad.jsonl"], 1, "headrace peek: SourceError: bad.jsonl, line 2: no JSON"),
     (["empty.txt"], 1, "headrace peek: empty.txt is an empty file"),
@@ -317,6 +318,7 @@ def test_what_cannot_be_shown_gets_one_line(headrace, place, arguments, code, li
     np.save(place / "x.npy", np.zeros(3))
     (place / "bad.jsonl").write_text('{"a": 1}\n{\n')
     (place / "empty.txt").touch()
+    (place / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n \n"))
     (place / "hole.csv").write_text("x,y\n1,\n")
     parquet.write_table(pa.table({"i": [1, None]}), place / "hole.parquet")
     (place / "bad.npz").write_bytes(b"garbage")

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, random_split
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, random_split
 
 from data.forked import FORK, exit_code_of, limit_files
 from headrace import ArrayDataset, DataLoader, IterableDataset
@@ -246,8 +247,10 @@ class TestDirectory:
         samples = [[cached(half, tmp_path)[i]["y"] for i in range(10)] for half in halves]
         assert samples == [list(half.indices) for half in halves]
         joined = [ConcatDataset([halves[n], halves[n]]) for n in (0, 1)]
-        places = {cached(data, tmp_path).directory for data in (*halves, *joined)}
-        assert len(places) == 4
+        stacked = [StackDataset(y=halves[n]) for n in (0, 1)]
+        theirs = [datasets.Dataset.from_dict({"x": [n] * 10}) for n in (0, 1)]
+        every = (*halves, *joined, *stacked, *theirs)
+        assert len({cached(data, tmp_path).directory for data in every}) == len(every)
 
     def test_other_files_and_files_that_changed_are_others(self, tmp_path: Path) -> None:
         def of_csv(name: str, number: int) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from data.forked import exit_code_of
 from headrace import DataLoader, SourceChangedError, SourceError
-from headrace.data import ConcatDataset, JSONLines, TextLines, random_split
+from headrace.data import ConcatDataset, JSONLines, StreamedTextLines, TextLines, random_split
 from headrace.data.text import lines as lines_module
 from headrace.testing import assert_exact_resume
 
@@ -183,6 +183,11 @@ class TestBadInput:
     def test_an_encoding_that_will_not_do(self, tmp_path: Path, encoding: str) -> None:
         with pytest.raises(SourceError, match="encoding"):
             TextLines(write(tmp_path / "x", b"a"), encoding)
+
+    def test_an_errors_that_is_none(self, tmp_path: Path) -> None:
+        for kind in (TextLines, StreamedTextLines):
+            with pytest.raises(SourceError, match="Write errors='strict'"):
+                kind(write(tmp_path / "x", b"a"), errors="skip")
 
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

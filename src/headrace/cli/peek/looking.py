@@ -44,8 +44,12 @@ def look(source: str, dataset: Any, batch_size: int, rows: int) -> View:
         raise CannotGoOn(f"{source} has no samples")
     try:
         samples: list[Any] = next(iter(_loader(dataset, batch_size, stream, collate_fn=list)), [])
+        if not samples:
+            raise CannotGoOn(f"{source} has no samples")
         facts["batch"] = _batch(_loader(dataset, batch_size, stream), len(samples))
         first = _first(dataset, rows, stream)
+    except CannotGoOn:
+        raise
     except Exception as error:
         notes = "; ".join(getattr(error, "__notes__", ()))
         text = f"{error} ({notes})" if notes else str(error)

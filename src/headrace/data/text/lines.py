@@ -69,7 +69,7 @@ class TextLines(Source):
         errors: str = "strict",
         cache_dir: PathLike | None = None,
     ) -> None:
-        self._codec = codec_of(encoding)
+        self._codec = codec_of(encoding, errors)
         self.paths = path_list(paths)
         self.encoding = encoding
         self.errors = errors

@@ -56,12 +56,19 @@ def is_blank(raw: bytes) -> bool:
     return raw[0] in SPACES and not raw.strip(SPACES)
 
 
-def codec_of(encoding: str) -> str:
+def codec_of(encoding: str, errors: str) -> str:
     """Return the codec that decodes the lines of a file in this encoding.
 
     Raises:
-        SourceError: Python does not know it, or its newline is not the byte 10.
+        SourceError: Python does not know it or ``errors``, or its newline is not the byte 10.
     """
+    try:
+        codecs.lookup_error(errors)
+    except LookupError:
+        raise SourceError(
+            f"errors={errors!r} is no way to treat bytes of another encoding. Write "
+            f"errors='strict' or errors='replace'."
+        ) from None
     try:
         name = codecs.lookup(encoding).name
         name = "utf-8" if name == "utf-8-sig" else name

@@ -59,7 +59,7 @@ class StreamedTextLines(StreamSource):
         *,
         errors: str = "strict",
     ) -> None:
-        self._codec = codec_of(encoding)
+        self._codec = codec_of(encoding, errors)
         self.paths = path_list(paths)
         self.encoding = encoding
         self.errors = errors
