@@ -11,6 +11,7 @@ from torch import nn
 from headrace import DataLoader, TensorDataset
 from headrace.errors import OptionError, TrainingError
 from headrace.train import Callback, Trainer
+from headrace.train.checks import check_loss_module
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -309,3 +310,12 @@ def test_a_loss_module_is_on_the_device():
     loss_fn.to = moved.append  # there is only one device here
     make(loss_fn=loss_fn, device=torch.device("cpu"))
     assert moved == [torch.device("cpu")]
+
+
+def test_a_loss_that_learns_is_refused_on_several_ranks():
+    learning = nn.Module()
+    learning.scale = nn.Parameter(torch.ones(()))
+    check_loss_module(learning, 1)
+    check_loss_module(nn.CrossEntropyLoss(torch.ones(3)), 2)  # class weights are buffers
+    with pytest.raises(OptionError, match="a part of the model"):
+        check_loss_module(learning, 2)
