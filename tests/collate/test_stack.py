@@ -378,3 +378,24 @@ class TestTheUsersTable:
         loader = DataLoader(torch.utils.data.TensorDataset(torch.arange(4)))
         next(iter(loader))
         assert loader.statistics().path == "gather"
+
+
+def test_rows_of_a_memory_map_that_may_not_be_written_stack_without_a_warning(tmp_path, recwarn):
+    np.save(tmp_path / "rows.npy", np.arange(12.0).reshape(4, 3))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    batch = default_collate([rows[3], rows[1]])
+    assert batch.tolist() == [[9.0, 10.0, 11.0], [3.0, 4.0, 5.0]]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("shapes", "advice"),
+    [
+        ([(3, 30, 40), (3, 31, 40)], "ImageFolder(..., size="),
+        ([(5, 8), (7, 8)], "pad_collate()"),
+    ],
+)
+def test_advice_for_shapes_that_differ_is_one_that_works(shapes, advice):
+    with pytest.raises(ShapeMismatchError) as raised:
+        default_collate([torch.zeros(shape) for shape in shapes])
+    assert advice in str(raised.value)

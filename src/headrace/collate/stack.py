@@ -240,7 +240,7 @@ def _stack_arrays(batch: Sequence[Any]) -> torch.Tensor:
             (0,),
         )
     alike = dtype is not None and all(
-        type(row) is np.ndarray and row.dtype == first.dtype for row in batch
+        type(row) in _ARRAYS and row.dtype == first.dtype for row in batch
     )
     # torch.as_tensor, which torch's collation calls, goes to the default device.
     if not alike or not _on_cpu():
@@ -257,13 +257,24 @@ def _stack_arrays(batch: Sequence[Any]) -> torch.Tensor:
     return out
 
 
+_ARRAYS = (np.ndarray, np.memmap)  # others may make something of their own of a row
+
+
 def _shapes_differ(batch: Sequence[Any], position: int) -> ShapeMismatchError:
     one, other = tuple(batch[0].shape), tuple(batch[position].shape)
+    todo = (
+        "Bring the samples to one shape (crop, resize), or pad them: "
+        "DataLoader(..., collate_fn=headrace.pad_collate())."
+    )
+    if len(one) == len(other) == 3 and one[0] == other[0] and one[1:] != other[1:]:
+        todo = (
+            "Bring images to one size: ImageFolder(..., size=(224, 224)), or a transform that "
+            "resizes or crops them."
+        )
     return ShapeMismatchError(
         f"stack expects each tensor to be equal size, but got {list(one)} at entry 0 and "
         f"{list(other)} at entry {position}",
-        "Bring the samples to one shape (crop, resize), or pad them: "
-        "DataLoader(..., collate_fn=headrace.pad_collate()).",
+        todo,
         (0, position),
     )
 

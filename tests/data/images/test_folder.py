@@ -297,7 +297,7 @@ class TestBatches:
     ) -> None:
         root = write_folder(tmp_path, lambda n: crop(n, 30 + n, 40))
         dataset = ImageFolder(root)
-        with pytest.raises(ShapeMismatchError, match="Bring the samples to one shape"):
+        with pytest.raises(ShapeMismatchError, match=r"Bring images to one size: ImageFolder\("):
             next(iter(DataLoader(dataset, 4)))
         images = next(iter(DataLoader(dataset, 4, collate_fn=lambda b: [image for image, _ in b])))
         assert all(torch.equal(image, dataset[i][0]) for i, image in enumerate(images))

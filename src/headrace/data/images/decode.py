@@ -163,7 +163,7 @@ def _with_pillow(path: str, data: bytes, use: Callable[[PIL.Image.Image], R]) ->
     except MemoryError:
         raise
     except Exception as error:  # its decoders raise whatever a broken file makes them
-        what = str(error) or type(error).__name__
+        what = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, pillow().UnidentifiedImageError):
             what = "it is of no format that Pillow knows"
         raise SourceError(f"{path} cannot be decoded: {what}. {_REMEDY}") from error
