@@ -297,8 +297,6 @@ def test_fit_refuses_values_that_cannot_be():
         make().fit([(X, Y)], epochs=0)
     with pytest.raises(OptionError, match="resume='yes'"):
         make().fit([(X, Y)], resume="yes")
-    with pytest.raises(OptionError, match="no folder for the checkpoints"):
-        make().fit([(X, Y)], checkpoint_every_steps=5)
     with pytest.raises(OptionError, match="val_loader is a generator, which ends with the first"):
         make().fit([(X, Y)], (batch for batch in [(X, Y)]), epochs=2)
     assert make().fit(batch for batch in [(X, Y)]).epochs

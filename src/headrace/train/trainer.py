@@ -194,10 +194,6 @@ class Trainer:
         if checkpoint_every_steps is not None:
             count("checkpoint_every_steps", checkpoint_every_steps)
         folder = checkpoint_dir
-        if folder is None and (checkpoint_every_steps or checkpoint_every_s) is not None:
-            raise OptionError(
-                "there is no folder for the checkpoints. Write fit(..., checkpoint_dir='run1')."
-            )
         for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
             check_again(name, loader, epochs)
         checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep))
