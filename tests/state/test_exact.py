@@ -45,6 +45,7 @@ def test_every_order_goes_on_at_every_step(order, data):
 @NO_DEADLINE
 @example("augmented", 17, "shuffled", 4, 0, 2, False, (0, 2))
 @example("augmented", 17, "custom, lazy", 4, 2, 0, False, (0, 2))
+@example("augmented", 32, "custom, lazy", 6, 2, 0, True, (0, 3))
 @example("columns", 33, "custom, lazy", 2, 1, 2, True, (1, 5))
 @given(
     data=st.sampled_from(["augmented", "columns"]),

@@ -27,7 +27,8 @@ class Order:
         self, index_sampler: Any, auto_collation: bool, start: int = 0, shard: Shard | None = None
     ) -> None:
         self._mark = _Mark()
-        self.drawn = 0  # index batches that a custom sampler was asked for
+        self.drawn = 0  # how often a custom sampler was asked for an index batch
+        self._ended = False
         self._start = start
         self._kept: deque[Any] = deque()
         self.chunks: Iterator[IndexArray] | None = None
@@ -72,10 +73,9 @@ class Order:
         """
         for number in range(drawn):
             try:
-                batch = next(cast("Iterator[Any]", self._custom))
+                batch = self._draw()
             except StopIteration:
                 break
-            self.drawn += 1
             if number >= steps:
                 self._kept.append(batch)
 
@@ -88,7 +88,16 @@ class Order:
         """Ask a custom sampler for its next index batch."""
         if self._kept:
             return self._kept.popleft()
-        batch = next(cast("Iterator[Any]", self._custom))
+        return self._draw()
+
+    def _draw(self) -> Any:
+        try:
+            batch = next(cast("Iterator[Any]", self._custom))
+        except StopIteration:
+            # It counts, once: with drop_last the samples of no batch are drawn by it.
+            self.drawn += not self._ended
+            self._ended = True
+            raise
         self.drawn += 1
         return batch
 
