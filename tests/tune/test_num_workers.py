@@ -122,6 +122,7 @@ def test_all_settings_within_the_cores(quick):
         assert row.note == ""
         assert min(row.first_batch_s, row.samples_per_s, row.epoch_s) > 0
         assert 0 <= row.waiting <= 1
+    assert "loading alone" not in report.why
     loader = DataLoader(Numbers(), 8, **report.options)
     assert len(values(loader)) == 8
     assert [r.num_workers for r in quick(LOADERS["in order"](Numbers()), max_workers=0).rows] == [0]
@@ -180,6 +181,13 @@ def test_one_batch_and_streams(quick):
     report = quick(DataLoader(Stream(), 8))
     assert report.rows[0].epoch_s is None
     assert report.rows[0].samples_per_s > 0
+
+
+def test_without_a_step_waiting_says_nothing(quick):
+    report = quick(LOADERS["in order"](Numbers()))
+    assert [row.waiting for row in report.rows] == [None] * 5
+    assert "loading alone: with step=" in report.why
+    assert "waits" not in report.why.replace("training waits", "")
 
 
 def rows(*figures):

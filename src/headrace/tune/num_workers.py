@@ -33,7 +33,8 @@ class WorkersRow:
         num_workers: workers; 0 inline.
         first_batch_s: seconds until the first batch was there, starting workers included.
         samples_per_s: samples a second after that, steps included.
-        waiting: share of that time in which the loop waited for a batch.
+        waiting: share of that time in which the loop waited for a batch; None without a ``step``,
+            as a loop that does nothing else waits all the time.
         epoch_s: seconds that an epoch would take; None where its length is not known.
         note: why there are no figures.
     """
@@ -112,7 +113,8 @@ def find_num_workers(
 
     Args:
         loader: the loader as it will be used.
-        step: what the loop does with a batch, so that loading beside it is measured; None: nothing.
+        step: what the loop does with a batch, so that loading beside it is measured. None measures
+            loading alone: it tells which setting is the fastest, not whether it has to be.
         max_workers: at most so many, instead of the cores that this process may use.
         seconds: to measure each setting, at most.
         max_batches: to take from each, at most.
@@ -147,7 +149,7 @@ def find_num_workers(
                 progress.advance()
     finally:
         set_random_states(random, torch.device("cpu"))
-    report = _judged(tuple(rows))
+    report = _judged(tuple(rows), alone=step is None)
     if show:
         report.show()
     return report
@@ -203,7 +205,7 @@ def _measured(
         row,
         first_batch_s=first_batch_s,
         samples_per_s=sum(entry[2] for entry in counted) / elapsed,
-        waiting=sum(entry[1] for entry in counted) / elapsed,
+        waiting=None if step is None else sum(entry[1] for entry in counted) / elapsed,
         epoch_s=steps and first_batch_s + (steps - 1) * elapsed / len(counted),
     )
 
@@ -215,7 +217,7 @@ def _steps(loader: DataLoader[Any]) -> int | None:
         return None
 
 
-def _judged(rows: tuple[WorkersRow, ...]) -> WorkersReport:
+def _judged(rows: tuple[WorkersRow, ...], *, alone: bool = False) -> WorkersReport:
     """Choose the quickest; of those that are nearly as quick, the one that takes least."""
     known = [row for row in rows if row.epoch_s or row.samples_per_s]
     quickest = min(map(_cost, known))
@@ -229,6 +231,8 @@ def _judged(rows: tuple[WorkersRow, ...]) -> WorkersReport:
         why = f"Take {_named(best)}: {_cost(inline) / _cost(best):.3g} times as fast as inline."
         if best.waiting is not None:
             why += f" The loop then waits {100 * best.waiting:.0f} % of the time."
+    if alone:
+        why += " This is loading alone: with step=, what your training waits for is measured."
     return WorkersReport(
         best, f"{why} Write num_workers={best.num_workers}, backend={best.backend!r}.", rows
     )
