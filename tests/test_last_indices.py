@@ -58,6 +58,28 @@ def test_columns_that_change_in_the_loop_are_gathered_again_under_the_same_indic
             x += 100
 
 
+def test_is_that_of_the_batch_handed_out_after_others_that_were_not():
+    class Holes(Own):
+        def __getitem__(self, index):
+            if index in {1, 4, 5}:
+                raise OSError("broken")
+            return index
+
+    def collate(samples):
+        if 6 in samples:
+            raise ArithmeticError("mine")
+        return samples
+
+    loader = DataLoader(
+        Holes(), batch_size=2, sampler=range(8), collate_fn=collate, on_error="skip"
+    )
+    iterator = iter(loader)
+    assert [next(iterator), next(iterator)] == [[0], [2, 3]]
+    with pytest.raises(ArithmeticError):
+        next(iterator)
+    assert loader.last_indices() == [2, 3]
+
+
 def test_none_for_a_stream():
     class Stream(headrace.IterableDataset):
         def __iter__(self):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 import headrace
 from headrace import DataLoader, IterableDataset, TooManySkippedError
@@ -84,6 +85,16 @@ class TestEveryBackend:
         with pytest.raises(TooManySkippedError):
             next(iterator)
 
+    def test_persistent_workers_are_there_again_after_it(self, options):
+        kept = {"persistent_workers": True} if options else {}
+        dataset = Partly({1, 2})
+        loader = DataLoader(dataset, batch_size=4, on_error="skip", max_errors=1, **options, **kept)
+        for _ in range(2):
+            with pytest.raises(TooManySkippedError):
+                list(loader)
+        dataset.bad = ()
+        assert len(list(loader)) == 5
+
     def test_as_many_as_max_errors_are_not(self, options):
         batches, *_ = read(Partly({1, 5, 9}), max_errors=3, **options)
         assert sum(map(len, batches)) == 17
@@ -119,6 +130,33 @@ def test_getitems_is_asked_again_one_by_one():
             return [self[i] for i in indices]
 
     assert read(Many({2}))[0][0] == [0, 1, 3]
+
+
+def test_a_dataset_that_only_has_getitems():
+    class Only:
+        def __len__(self):
+            return 8
+
+        def __getitems__(self, indices):
+            if 2 in indices:
+                raise OSError("cannot read 2")
+            return indices
+
+    batches, stats, *_ = read(Only())
+    assert batches == [[0, 1, 3], [4, 5, 6, 7]]
+    assert [(s.index, type(s.exception)) for s in stats.skipped_samples] == [(2, OSError)]
+
+
+def test_each_sample_is_asked_for_once():
+    class Asked(Partly):
+        asked = []
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return super().__getitem__(index)
+
+    read(Asked({2}))
+    assert Asked.asked == list(range(20))
 
 
 def test_a_sample_that_fits_no_other_is_left_out():
@@ -183,6 +221,14 @@ def test_a_stream_that_can_go_on_does(options):
     assert "a sample (OSError: broken record)" in told[0]
 
 
+def test_a_stream_leaves_out_what_does_not_fit():
+    items = [torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(2)]
+    loader = DataLoader(Stream(items), batch_size=3, on_error="skip")
+    with pytest.warns(UserWarning, match="left 1 sample out"):
+        assert [len(batch) for batch in loader] == [2, 1]
+    assert loader.statistics().skipped_samples[0].index is None
+
+
 def test_a_generator_cannot_and_that_is_an_error():
     class Generates(IterableDataset):
         def __iter__(self):
@@ -201,6 +247,15 @@ def test_wrong_options_say_what_to_write():
         DataLoader(Partly(), max_errors=3)
     with pytest.raises(headrace.OptionError, match="is no count"):
         DataLoader(Partly(), on_error="skip", max_errors=-1)
+
+
+def test_what_torch_iterates_itself_knows_none_of_it():
+    pipe = IterableWrapper(range(4))
+    assert len(list(DataLoader(pipe))) == 4
+    with pytest.raises(headrace.OptionError, match="knows no on_error="):
+        iter(DataLoader(pipe, on_error="skip"))
+    with pytest.raises(headrace.OptionError, match="knows no device="):
+        iter(DataLoader(pipe, device="meta"))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -110,6 +110,22 @@ def test_threads_stop_at_the_bound(limit, most):
         assert dataset.asked - taken <= most
 
 
+def test_batches_that_weigh_nothing_are_made_side_by_side():
+    meet = threading.Barrier(2, timeout=20)
+
+    class Texts(headrace.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            if index in {2, 3}:
+                meet.wait()  # until both threads are here
+            return str(index)
+
+    loader = DataLoader(Texts(), num_workers=2, backend="thread", prefetch_bytes=1000)
+    assert [text for [text] in loader] == list("01234567")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("limit", [1, 5_000, 100_000])
 def test_columns_come_whole_and_in_blocks_of_that_size(workers, limit):

@@ -37,6 +37,11 @@ class LoaderIterator(Generic[_T_co]):
         loader._session.next_epoch(self, self._engine)
         self._begin(loader)
 
+    def can_go_on(self) -> bool:
+        """Say whether there are workers for another epoch, or none are needed."""
+        possible: bool = self._engine.can_go_on()
+        return possible
+
     def _begin(self, loader: Any) -> None:
         self._batches = self._engine.batches
         if self._device is not None:

@@ -16,7 +16,7 @@ from headrace.data.shard import check_divisible, shard_of
 from headrace.data.tables import as_dataset
 from headrace.engine.auto import choose, trial_batches
 from headrace.engine.fetch import Recipe
-from headrace.engine.options import Options, count_of, one_of, worker_context
+from headrace.engine.options import Options, count_of, is_forked, one_of, worker_context
 from headrace.engine.pinning import target_device
 from headrace.engine.ranks import ShardOption, which_rank
 from headrace.engine.samplers import batch_size_of, generators_of, length_of, order_sampler
@@ -128,6 +128,12 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         dataset = as_dataset(dataset)
         measure = num_workers == "auto"
         workers: Any = 1 if measure else num_workers  # one: what only workers have is allowed
+        if isinstance(num_workers, str) and not measure:
+            raise OptionError(
+                f"num_workers={num_workers!r} is no count. Write DataLoader(..., num_workers=2), "
+                f"or num_workers='auto'."
+            )
+        self.backend: str = backend  # for check_worker_number_rationality(), which torch calls
         try:
             super().__init__(
                 dataset,
@@ -155,7 +161,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"{error}. Write DataLoader(dataset, batch_size=32), or batch_size=None for single "
                 f"samples."
             ) from None
-        self.backend = one_of("backend", backend, ("auto", "process", "thread", "inline"))
+        one_of("backend", backend, ("auto", "process", "thread", "inline"))
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
         target_device(device)  # raises where there is none
@@ -311,8 +317,21 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             return super().__len__()
         return shard.rank_steps(len(self.sampler))  # type: ignore[arg-type]
 
+    def __iter__(self) -> Any:
+        """Return the iterator of an epoch."""
+        kept: Any = self._iterator
+        if isinstance(kept, LoaderIterator) and not kept.can_go_on():
+            self.__dict__["_iterator"] = None  # its workers were ended, or this is a fork
+        return super().__iter__()
+
+    def check_worker_number_rationality(self) -> None:
+        """Warn of more processes than cores. Threads may be many: they are for waiting."""
+        if self._uses_processes:
+            super().check_worker_number_rationality()
+
     def _get_iterator(self) -> Any:
         if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
+            self._check_left_to_torch()
             self._session.totals.counters_of(self).path = "torch"
             return super()._get_iterator()
         if self._to_measure:
@@ -331,12 +350,37 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def _choose_workers(self) -> None:
         """Settle ``num_workers="auto"``, once."""
         self._to_measure = False
-        length = None if isinstance(self.dataset, IterableDataset) else len(self)
+        length = None if isinstance(self.dataset, IterableDataset) else self._steps()
         size = batch_size_of(self.batch_sampler) if self.batch_sampler is not None else None
         trial = partial(trial_batches, self.dataset, size or 32 if self._auto_collation else None)
-        choice = choose(self._options().recipe, trial, length, self.backend, self.worker_init_fn)
+        choice = choose(
+            self._options().recipe,
+            trial,
+            length,
+            self.backend,
+            self.worker_init_fn,
+            forked=is_forked(self.multiprocessing_context),
+        )
         self.backend, self.num_workers = choice.backend, choice.num_workers
         self._session.totals.why = choice.why
+
+    def _steps(self) -> int | None:
+        try:
+            return len(self)
+        except TypeError:  # a sampler without a length
+            return None
+
+    def _check_left_to_torch(self) -> None:
+        """Refuse what torch's own iterator would pass over in silence."""
+        wanted = ["device", "prefetch_bytes", "batch_transform", "seed", "shard", "max_errors"]
+        given = [name for name in wanted if getattr(self, name) is not None]
+        given += ["on_error"] if self.on_error == "skip" else []
+        if given:
+            what = "A datapipe" if isinstance(self.dataset, _DATAPIPES) else "Worker processes here"
+            raise OptionError(
+                f"{what} can only be iterated by torch's own loader, which knows no {given[0]}=. "
+                f"Leave it out, or write num_workers=0 and a Dataset or an IterableDataset."
+            )
 
     @property
     def device(self) -> str | int | torch.device | None:

@@ -1,5 +1,6 @@
 """``num_workers="auto"``: what is chosen for which cost, and that measuring leaves no trace."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import headrace
 from headrace import DataLoader
 from headrace.engine.auto import Cost, choose, decide, trial_batches
+from headrace.engine.options import is_forked
 
 MS = 1e-3
 
@@ -35,6 +37,11 @@ class TestDecision:
     def test_a_short_epoch_is_no_time_to_start_processes(self):
         assert decide(cost(5, lock=0.1), 2, 20, "auto")[:2] == ("thread", 2)
         assert decide(cost(5), 2, 10, "auto")[:2] == ("auto", 0)
+
+    def test_processes_that_import_torch_first_have_to_be_worth_it(self):
+        measured = cost(5)
+        assert decide(measured, 2, 600, "auto")[:2] == ("process", 2)
+        assert decide(measured, 2, 600, "auto", forked=False)[:2] == ("auto", 0)
 
     def test_threads_are_out_where_random_numbers_are_drawn_from_the_process(self):
         measured = cost(5, lock=0.1, draws=True)
@@ -135,3 +142,27 @@ def test_what_only_workers_have_may_be_given():
         Drawing(), num_workers="auto", persistent_workers=True, prefetch_factor=3, timeout=60
     )
     assert len(list(loader)) == 30
+
+
+def test_a_sampler_without_a_length():
+    class Endless(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter(range(6))
+
+    loader = DataLoader(Drawing(), 2, sampler=Endless(), num_workers="auto")
+    assert len(list(loader)) == 3
+    assert "an epoch would take" in loader.statistics().why
+
+
+def test_how_processes_start_is_asked_without_settling_it():
+    context = torch.multiprocessing.get_context
+    assert is_forked(context("fork"))
+    assert not is_forked(context("spawn"))
+    before = multiprocessing.get_start_method(allow_none=True)
+    is_forked(None)
+    assert multiprocessing.get_start_method(allow_none=True) == before
+
+
+def test_another_word_than_auto():
+    with pytest.raises(headrace.OptionError, match="num_workers='Auto' is no count"):
+        DataLoader([1], num_workers="Auto")

@@ -1,5 +1,6 @@
 """What goes wrong in threads, and how they end."""
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -151,6 +152,70 @@ def test_a_fork_says_whose_the_iterator_is():
     assert b"this is a fork of it" in os.read(read, 1000)
     for end in (read, write):
         os.close(end)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_of_a_program_with_persistent_threads_has_its_own():
+    loader = threads(Failing(bad=99), persistent_workers=True)
+    list(loader)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = len(list(loader)) - 6
+        os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    del loader
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(("does", "code"), [(lambda: 0, 0), (lambda: sys.exit(3), 3)])
+def test_a_fork_in_a_dataset_that_comes_back_ends(does, code):
+    class Forking(Failing):
+        def __getitem__(self, index):
+            if index:
+                return index
+            child = os.fork()
+            if child == 0:
+                return does()
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert next(iter(threads(Forking()))).tolist() == [code, 1]
+
+
+def test_after_an_exception_no_circle_keeps_the_threads():
+    def fail():
+        with contextlib.suppress(KeyError):
+            next(iter(threads(Failing(bad=0))))
+
+    gc.collect()
+    gc.disable()
+    try:
+        fail()
+        assert ours() == []
+    finally:
+        gc.enable()
+
+
+def test_who_waits_while_another_ends_the_threads_is_told():
+    dataset = Held(at=0)
+    iterator = iter(threads(dataset))
+    told = []
+
+    def wait():
+        try:
+            next(iterator)
+        except RuntimeError as error:
+            told.append(str(error))
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert dataset.reached.wait(30)
+    with pytest.warns(RuntimeWarning, match="A thread cannot be killed"):
+        iterator._shutdown_workers()
+    waiting.join(30)
+    assert "the workers of this iterator have been ended" in told[0]
+    dataset.go.set()
 
 
 @pytest.mark.parametrize("stuck", [False, True])

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.data
@@ -47,6 +48,50 @@ def test_worker_init_fn_runs_in_each_thread():
 
     list(DataLoader(WhoAmI(), num_workers=2, backend="thread", worker_init_fn=init))
     assert sorted(seen) == [(n, n, f"headrace-worker-{n}") for n in range(2)]
+
+
+class Nested(headrace.Dataset):
+    """Its samples are read with a loader of their own."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        inner = DataLoader(WhoAmI(), 2, num_workers=3, backend=self.backend)
+        numbers = {(batch[0][0].item(), batch[1][0].item()) for batch in inner}
+        return index, headrace.get_worker_info().id, numbers
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), [("thread", "thread"), ("thread", "process"), ("process", "thread")]
+)
+@pytest.mark.filterwarnings("ignore:.*worker processes in total")
+def test_a_loader_within_a_worker_has_workers_of_its_own(outer, inner):
+    for index, worker, numbers in DataLoader(
+        Nested(inner), batch_size=None, num_workers=2, backend=outer
+    ):
+        assert index == worker
+        assert numbers == {(0, 3), (1, 3), (2, 3)}
+
+
+def test_a_worker_init_fn_that_seeds_what_all_share_is_told_so():
+    def recipe(worker):
+        np.random.seed(torch.initial_seed() % 2**32)
+
+    def draws(worker):
+        np.random.rand(700)
+
+    options = {"num_workers": 2, "backend": "thread"}
+    with pytest.warns(UserWarning, match="seeded NumPy in threads, which share that"):
+        list(DataLoader(WhoAmI(), worker_init_fn=recipe, **options))
+    list(DataLoader(WhoAmI(), worker_init_fn=draws, **options))
+
+
+def test_more_threads_than_cores_are_no_reason_to_warn():
+    DataLoader(WhoAmI(), num_workers=1000, backend="thread")
 
 
 def test_the_dataset_is_shared():

@@ -31,6 +31,7 @@ from headrace.rng import BorrowedGenerators, ProcessGenerators, mix
 MEASURE_S = 0.25  # for timing batches, and as much again for the lock
 _MOST_BATCHES = 32
 _PROCESS_START_S = 0.06  # to fork and to end one, with torch loaded
+_IMPORT_S = 2.0  # for processes that are not forked, and import torch first
 _PROCESS_BATCH_S = 250e-6  # to send a task, and to pack and unpack its batch
 _THREAD_BATCH_S = 60e-6
 _CONTENTION = 1.15  # threads that wait for the lock take longer than the lock's share alone
@@ -61,11 +62,13 @@ def choose(
     length: int | None,
     allowed: str,
     init_fn: Callable[[int], None] | None = None,
+    *,
+    forked: bool = True,
 ) -> Choice:
     """Return who shall make the batches.
 
     ``batches`` gives index batches to try, ``length`` is the number of batches of an epoch, where
-    it is known, and ``allowed`` the loader's ``backend=``.
+    it is known, and ``allowed`` the loader's ``backend=``; ``forked`` says how processes start.
     """
     cores = max(1, int(available_cores()))
     if allowed == "inline":
@@ -82,7 +85,7 @@ def choose(
         return Choice("auto", 0, f"{why}, so batches are made in this thread")
     if recipe.iterable:
         cores = 1  # more would each need to know their part of the stream
-    return decide(cost, cores, length, allowed)
+    return decide(cost, cores, length, allowed, forked=forked)
 
 
 def trial_batches(dataset: Any, size: int | None) -> Iterator[Any]:
@@ -95,11 +98,14 @@ def trial_batches(dataset: Any, size: int | None) -> Iterator[Any]:
         yield indices[0] if size is None else indices
 
 
-def decide(cost: Cost, cores: int, length: int | None, allowed: str) -> Choice:
+def decide(
+    cost: Cost, cores: int, length: int | None, allowed: str, *, forked: bool = True
+) -> Choice:
     """Return the cheapest way for batches of a known cost."""
     batches = 10_000 if length is None else length
     inline = batches * cost.batch_s
-    process = batches * (cost.batch_s + _PROCESS_BATCH_S) / cores + _PROCESS_START_S * cores
+    start_s = _PROCESS_START_S * cores + (0.0 if forked else _IMPORT_S)
+    process = batches * (cost.batch_s + _PROCESS_BATCH_S) / cores + start_s
     lock_s = cost.lock_s if cores == 1 else cost.lock_s * _CONTENTION
     thread = batches * (max(lock_s, cost.batch_s / cores) + _THREAD_BATCH_S)
     told = (

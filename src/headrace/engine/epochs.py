@@ -71,6 +71,10 @@ class Engine:
         """Return the steps of this epoch that have left, through this engine."""
         return self._counters.position
 
+    def can_go_on(self) -> bool:
+        """Say whether another epoch can begin: not after the workers' end, nor in a fork."""
+        return self._plan.can_go_on()
+
     def next_epoch(self, counters: Counters, round_number: int) -> None:
         """Begin another epoch with the workers there are."""
         self._counters = counters

@@ -205,21 +205,28 @@ class Fetcher:
 
     def _good_ones(self, indices: list[Any]) -> tuple[Any, int]:
         """Make the batch of those samples that neither raise nor fail to fit the others."""
+        if not getattr(self._recipe.dataset, "__getitems__", None):
+            return self._those_that_fit(*self._those_that_do_not_raise(indices))
         try:
             samples = self._samples(indices)
         except Exception:  # which of them: asked for one by one
             samples, indices = self._those_that_do_not_raise(indices)
-        while samples:
+        return self._those_that_fit(samples, indices)
+
+    def _those_that_fit(self, samples: Any, indices: list[Any] | None) -> tuple[Any, int]:
+        """Collate, without what the default collation cannot put beside the others."""
+        while len(samples):
             try:
                 return self._collated(samples, indices), len(samples)
             except Exception as error:
                 samples = list(samples)
                 odd = odd_one(error, samples, self._collate) if self._blames_samples else None
-                if odd is None or len(samples) != len(indices):
+                if odd is None or (indices is not None and len(samples) != len(indices)):
                     raise
+                index = None if indices is None else indices.pop(odd)
                 if isinstance(error, CollateError):
-                    error.indices = (indices[odd],)
-                self._skipped.append(skipped(indices.pop(odd), error))
+                    error.indices = () if indices is None else (index,)
+                self._skipped.append(skipped(index, error))
                 del samples[odd]
         return None, 0
 
@@ -232,7 +239,7 @@ class Fetcher:
         samples, good = [], []
         for index in indices:
             try:
-                samples.append(self._sample(index))
+                samples.append(self._samples([index])[0])
             except Exception as error:
                 self._skipped.append(skipped(index, error))
             else:
@@ -309,6 +316,8 @@ class Fetcher:
             samples.append(sample)
         if not samples or (self._ended and self._recipe.drop_last):
             return (None, 0) if self._skipped else None
+        if self._recipe.skip:
+            return self._those_that_fit(samples, None)
         return self._collated(samples, None), len(samples)
 
     def _skip_or_raise(self, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -59,6 +60,13 @@ def worker_context(given: Any) -> Any:
         modules = [*forkserver._forkserver._preload_modules]  # type: ignore[attr-defined]
         context.set_forkserver_preload(modules + [m for m in wanted if m not in modules])
     return context
+
+
+def is_forked(given: Any) -> bool:
+    """Say whether workers start as forks, without settling the start method of the program."""
+    context = torch.multiprocessing.get_context() if given is None else given
+    method = context.get_start_method(allow_none=True)
+    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:

@@ -35,7 +35,7 @@ from headrace.engine.stats import Counters
 from headrace.engine.task import Task
 from headrace.engine.window import Policy, Window
 from headrace.notices import warn_user
-from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
+from headrace.rng import BorrowedGenerators, ProcessGenerators, generator_keys, mix, task_seed
 from headrace.tree import leaves
 
 if AVAILABLE:
@@ -91,6 +91,10 @@ class Plan:
         window = self._in_workers(tasks) if in_workers else self._inline(tasks)
         self._source = window
         return window
+
+    def can_go_on(self) -> bool:
+        """Say whether another epoch can begin: not after the workers' end, nor in a fork."""
+        return self._pool.is_mine() and (self._backend is None or self._backend.is_open())
 
     def peek(self) -> Any:
         """Return the batch that leaves next if it is there already, without taking it."""
@@ -265,6 +269,7 @@ class Plan:
                     init_fn=options.init_fn,
                     begin=functools.partial(_begin_fetcher, recipe, self._pool, worker),
                     divided=divided,
+                    keys=generator_keys() if options.init_fn and worker == 0 else None,
                 )
             )
         return setups

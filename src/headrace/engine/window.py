@@ -77,11 +77,13 @@ class Window:
         self._failed_samplings = 0
         self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
         self._indices: dict[Hashable, Any] = {}  # of the steps in flight
-        self._last: Any = None
+        self._leaving: Any = None  # indices of the step that leaves
+        self._last: Any = None  # of the batch that was handed out last
         self._left_out: tuple[SkippedSample, ...] = ()
         self._broken: Exception | None = None  # what ended the epoch for good
         self._ready_bytes = 0
-        self._largest_bytes = 0  # of the batches so far: what one in flight may come to
+        # Of the batches so far: what one in flight may come to. None until the first is there.
+        self._largest_bytes: int | None = None
         if policy.same_stream is not None:
             policy.same_stream.begin()
         if policy.eager:
@@ -97,7 +99,7 @@ class Window:
             if result.skipped:
                 self._count_skipped(result)
             if result.samples or not result.skipped:
-                self._left_out = result.skipped
+                self._last, self._left_out = self._leaving, result.skipped
                 self._counters.add_batch(result.samples, result.size_bytes)
                 return result.batch
             self._counters.failed += 1  # all its samples were skipped: there is no batch
@@ -149,7 +151,7 @@ class Window:
             task = self._of_stream(task, 0, self._numbers[0])
             self._numbers[0] += 1
         self._backend.submit(0, task)
-        self._last = task.indices
+        self._leaving = task.indices
         event = self._backend.get(None)
         assert isinstance(event, Finished)
         result = event.result
@@ -187,7 +189,7 @@ class Window:
             step = next(iter(self._ready))
             self._due.remove(step)
         result = self._ready.pop(step)
-        self._last = self._indices.pop(step, None)
+        self._leaving = self._indices.pop(step, None)
         if isinstance(result, Done):
             self._ready_bytes -= result.size_bytes
         if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
@@ -228,7 +230,7 @@ class Window:
         limit = self._policy.ahead_bytes
         if limit is None or not self._due:
             return True
-        if not self._largest_bytes:
+        if self._largest_bytes is None:
             return False  # the first tells what they weigh
         in_flight = sum(map(len, self._given))
         return self._ready_bytes + in_flight * self._largest_bytes < limit
@@ -299,7 +301,7 @@ class Window:
         self._ready[task.step] = result
         if isinstance(result, Done):
             self._ready_bytes += result.size_bytes
-            self._largest_bytes = max(self._largest_bytes, result.size_bytes)
+            self._largest_bytes = max(self._largest_bytes or 0, result.size_bytes)
         if self._policy.iterable and isinstance(result, Done) and result.state is not None:
             self._states[worker] = result.state
             self._done[worker].clear()

@@ -16,7 +16,6 @@ import random
 import select
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,12 +27,13 @@ import torch
 from torch.utils.data._utils import worker as torch_worker
 
 from headrace.engine import wire
+from headrace.engine.backends.ending import flush
 from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.lease import Memory
 from headrace.engine.shared import WorkerPool
 from headrace.engine.task import Done, Failed, Result, Task
 from headrace.engine.wire_errors import wrap_error
-from headrace.engine.worker_info import worker_info
+from headrace.engine.worker_info import set_process_info, worker_info
 from headrace.rng import OwnGenerators, ProcessGenerators, generator_keys
 
 # faulthandler writes the stack on this one; real-time signals are nobody's by convention.
@@ -157,8 +157,8 @@ class _Worker:
         torch.manual_seed(self._seed)
         words = torch_worker._generate_state(setup.base_seed, setup.worker)  # type: ignore[no-untyped-call]
         np.random.seed(words)
-        torch_worker._worker_info = worker_info(
-            setup.worker, setup.num_workers, self._seed, setup.recipe.dataset
+        set_process_info(
+            worker_info(setup.worker, setup.num_workers, self._seed, setup.recipe.dataset)
         )
         try:
             if setup.init_fn is not None:
@@ -214,10 +214,3 @@ class _Worker:
         forgotten, self._pool.forgotten = self._pool.forgotten, []
         wire.send(self._end, (wire.RESULT, result, forgotten), [])
         del kept, result
-
-
-def flush() -> None:
-    """Write out what user code printed: a worker may leave without the interpreter's exit."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()

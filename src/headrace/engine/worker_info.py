@@ -41,6 +41,13 @@ def set_thread_info(info: Any) -> None:
     torch_worker._headrace_here.info = info  # type: ignore[attr-defined]
 
 
+def set_process_info(info: Any) -> None:
+    """Let ``get_worker_info()`` say ``info`` in this process, forked by a worker thread or not."""
+    torch_worker._worker_info = info
+    if hasattr(torch_worker, "_headrace_here"):
+        set_thread_info(None)
+
+
 def look_at_threads() -> None:
     """Make torch's ``get_worker_info`` look at the thread that calls it, from now on."""
     if hasattr(torch_worker, "_headrace_here"):

@@ -43,6 +43,10 @@ class Backend(ABC):
     def close(self) -> None:
         """End everything that was started, within a second. May be called twice."""
 
+    def is_open(self) -> bool:
+        """Say whether tasks may be submitted: not after the end, nor in a fork of the process."""
+        return True
+
     def check(self) -> None:  # noqa: B027 - none here
         """Raise when there is nothing left that could run a task."""
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -117,9 +118,26 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def is_exiting() -> bool:
-    """Say whether the interpreter is on its way out."""
-    return _exiting
+def flush() -> None:
+    """Write out what user code printed: a worker may leave without the interpreter's exit."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def check_open(pid: int, closing: bool) -> None:
+    """Raise where there are no workers of ``pid`` to wait for, which would be for ever."""
+    if os.getpid() != pid:
+        raise RuntimeError(
+            f"this iterator belongs to process {pid}, and this is a fork of it. "
+            f"Call iter(loader) in this process."
+        )
+    if closing:
+        if _exiting and threading.current_thread().daemon:
+            threading.Event().wait()  # the interpreter ends, and this thread with it
+        raise RuntimeError(
+            "the workers of this iterator have been ended. Call iter(loader) for others."
+        )
 
 
 def _close_all() -> None:

@@ -30,7 +30,7 @@ from headrace.engine.backends.crew import (
     is_of_files,
     too_many_files,
 )
-from headrace.engine.backends.ending import backends, end_together, forking, is_exiting
+from headrace.engine.backends.ending import backends, check_open, end_together, forking
 from headrace.engine.backends.spare import Spare
 from headrace.engine.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.shared import Home, Imports
@@ -241,18 +241,8 @@ class ProcessBackend(Backend):
         return self._events.popleft()
 
     def check(self) -> None:
-        """Raise where there are no workers to wait for, which would be for ever."""
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                f"this iterator belongs to process {self._pid}, and this is a fork of it. "
-                f"Call iter(loader) in this process."
-            )
-        if self._closing:
-            if is_exiting() and threading.current_thread().daemon:
-                threading.Event().wait()  # the interpreter ends, and this thread with it
-            raise RuntimeError(
-                "the workers of this iterator have been ended. Call iter(loader) for others."
-            )
+        """Raise where no worker would answer."""
+        check_open(self._pid, self._closing)
 
     def _handle(self, ready: list[tuple[int, int]]) -> None:
         dead: list[Worker] = []
@@ -380,8 +370,10 @@ class ProcessBackend(Backend):
             self._spare.abandon()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        # At the interpreter's end it was closed by an exit handler, and modules may be gone.
+        if not getattr(self, "_closed", True):
+            with contextlib.suppress(Exception):
+                self.close()
 
 
 def _unpacked(done: Done, worker: Worker) -> Done | Failed:

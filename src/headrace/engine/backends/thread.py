@@ -18,23 +18,25 @@ import time
 import traceback
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.backends.ending import GRACE_S, backends, end_together
+from headrace.engine.backends.ending import GRACE_S, backends, check_open, end_together, flush
 from headrace.engine.fetch import Fetcher
 from headrace.engine.task import Failed, Result, Task
 from headrace.engine.worker_info import look_at_threads, set_thread_info, worker_info
 from headrace.notices import warn_user
+from headrace.rng import ProcessGenerators
 
 
 class ThreadSetup(NamedTuple):
     """What a worker thread is told once; ``begin`` makes its fetcher at the start of an epoch.
 
     ``divided`` says that the dataset is this thread's part of an iterable one, so that code which
-    divides by ``get_worker_info()`` too must find itself alone.
+    divides by ``get_worker_info()`` too must find itself alone. ``keys`` are those of the process's
+    generators before any ``worker_init_fn``, for the one thread that tells of seeds.
     """
 
     worker: int
@@ -44,6 +46,7 @@ class ThreadSetup(NamedTuple):
     init_fn: Callable[[int], None] | None
     begin: Callable[[int, Any], Fetcher]
     divided: bool = False
+    keys: tuple[Any, ...] | None = None
 
 
 class _Run(NamedTuple):
@@ -81,7 +84,7 @@ class ThreadBackend(Backend):
         self.workers = len(setups)
         self.threads: list[threading.Thread] = []
         self._asked: list[SimpleQueue[_Message]] = [SimpleQueue() for _ in setups]
-        self._made: SimpleQueue[_Answer] = SimpleQueue()
+        self._made: SimpleQueue[_Answer | None] = SimpleQueue()
         self._pid = os.getpid()
         self._epoch = 0
         self._closing = self._closed = False
@@ -116,20 +119,12 @@ class ThreadBackend(Backend):
                 answer = self._made.get(timeout=left)
             except Empty:
                 return None
-            if answer.epoch == self._epoch:
+            if answer is not None and answer.epoch == self._epoch:
                 return answer.finished
 
     def check(self) -> None:
         """Raise where no thread would answer."""
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                f"this iterator belongs to process {self._pid}, and this is a fork of it. "
-                f"Call iter(loader) in this process."
-            )
-        if self._closing:
-            raise RuntimeError(
-                "the workers of this iterator have been ended. Call iter(loader) for others."
-            )
+        check_open(self._pid, self._closing)
 
     def begin_epoch(self, seed: int) -> None:
         """Begin another epoch in threads that persist; what is still under way is dropped."""
@@ -180,6 +175,7 @@ class ThreadBackend(Backend):
         for worker, asked in enumerate(self._asked):
             self.retract(worker)
             asked.put(_Stop())
+        self._made.put(None)  # for another thread that waits: nobody will answer
         return []
 
     def kill(self) -> None:
@@ -212,7 +208,7 @@ class ThreadBackend(Backend):
 def _run(
     setup: ThreadSetup,
     asked: SimpleQueue[_Message],
-    made: SimpleQueue[_Answer],
+    made: SimpleQueue[_Answer | None],
     torch_threads: int,
 ) -> None:
     """Make the batches that are asked for, until told to stop."""
@@ -244,9 +240,12 @@ class _Worker:
         self._init_failure: BaseException | None = None
         self._failure: BaseException | None = None
         self._fetcher: Fetcher | None = None
+        self._pid = os.getpid()
         try:
             if setup.init_fn is not None:
                 setup.init_fn(setup.worker)
+            if setup.keys is not None:
+                _warn_of_seeds(setup.keys)
         except BaseException as error:
             self._init_failure = error
 
@@ -266,17 +265,44 @@ class _Worker:
                 # would keep it.
                 return self._noted(Failed(task.step, _copied(self._failure)))
             assert self._fetcher is not None
-            result = self._fetcher(task)
+            return self._noted(self._fetcher(task))
         except BaseException as error:  # sys.exit() in user code ends the program, not the thread
-            result = Failed(task.step, error)
-        return self._noted(result)
+            return self._noted(Failed(task.step, error))
 
     def _noted(self, result: Result) -> Result:
+        if os.getpid() != self._pid:
+            _end_fork(result)
         if isinstance(result, Failed):
             note = f"headrace: in DataLoader worker thread {self._setup.worker}"
             if note not in getattr(result.error, "__notes__", ()):
                 result.error.add_note(note)
         return result
+
+
+def _end_fork(result: Result) -> NoReturn:
+    """End a process that user code forked in a thread, where nobody would ask for more.
+
+    Python would abort it if it returned from here, with torch loaded.
+    """
+    code: Any = 0
+    if isinstance(result, Failed):
+        code = result.error.code if isinstance(result.error, SystemExit) else 1
+        if not isinstance(result.error, SystemExit):
+            traceback.print_exception(result.error)
+    flush()
+    os._exit(code if isinstance(code, int) else code is not None)
+
+
+def _warn_of_seeds(before: tuple[Any, ...]) -> None:
+    """Tell whose ``worker_init_fn`` seeds what the threads share with the rest of the program."""
+    seeded = ProcessGenerators().leave_to_user(before, -1)
+    if seeded:
+        warn_user(
+            f"worker_init_fn seeded {' and '.join(seeded)} in threads, which share that with the "
+            f"whole program: your model's random numbers begin anew in every epoch. Leave the "
+            f"seeding out, and draw from headrace.task_rng() in the dataset; or write "
+            f"backend='process'."
+        )
 
 
 def _copied(error: BaseException) -> BaseException:
