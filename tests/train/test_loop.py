@@ -273,6 +273,8 @@ def test_tensorboard_is_written(tmp_path):
         (lambda m, o: Trainer(m, print, o, callbacks=Callback()), r"callbacks=\[MyCallback\(\)\]"),
         (lambda m, o: Trainer(m, print, o, callbacks=[Callback]), r"callbacks=\[MyCallback\(\)\]"),
         (lambda m, o: Trainer(m, print, o, schedule_every="batch"), "schedule_every='batch'"),
+        (lambda m, o: Trainer(m, print, o, device="gpu"), "'cuda:1' or 'mps'"),
+        (lambda m, o: Trainer(m, print, o, device="cuda:first"), "'cuda:1' or 'mps'"),
     ],
 )
 def test_wrong_use_says_what_to_write(make_it, words):
@@ -317,3 +319,39 @@ def test_a_loss_that_learns_is_refused_on_several_ranks():
     check_loss_module(nn.CrossEntropyLoss(torch.ones(3)), 2)  # class weights are buffers
     with pytest.raises(OptionError, match="a part of the model"):
         check_loss_module(learning, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_device_that_is_not_there_is_an_error_of_ours():
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(OptionError, match="finds no such device"):
+            make(device=device)
+
+
+def test_cpu_0_is_the_cpu():
+    assert make(device="cpu:0").device == torch.device("cpu")
+
+
+def test_a_loss_without_a_gradient_says_where_to_look():
+    trainer = make(
+        loss_fn=lambda outputs, targets: nn.CrossEntropyLoss()(outputs.detach(), targets)
+    )
+    with pytest.raises(TrainingError, match=r"depends on no parameter.*detach"):
+        trainer.fit([(X, Y)])
+
+
+def test_the_norm_that_is_clipped_is_that_of_a_losss_own_parameters_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(100.0))
+
+        def forward(self, outputs, targets):
+            return self.scale * nn.functional.cross_entropy(outputs, targets)
+
+    loss_fn = Scaled()
+    trainer = make(loss_fn=loss_fn, clip_norm=0.1, guards=False)
+    trainer.fit([(X, Y)])
+    every = [*trainer.model.parameters(), loss_fn.scale]
+    norm = sum(p.grad.norm() ** 2 for p in every) ** 0.5
+    assert norm.item() == pytest.approx(0.1, rel=1e-4)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ from headrace.extras import import_extra
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+KINDS = ("cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -41,10 +44,7 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
             )
     asked_for = os.environ.get(_NVML)
     lightning = import_extra("lightning_fabric", "train")
-    kind, _, number = device.partition(":")
-    if kind == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        kind = "cpu" if found is None else found.type
+    kind, number = _kind_and_number(device)
     options: dict[str, Any] = {"devices": [int(number)] if number else devices}
     world = int(os.environ.get("WORLD_SIZE", "1")) if _under_torchrun() else 1
     if world > 1:
@@ -61,12 +61,49 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
         plugins = import_extra("lightning_fabric.plugins", "train")
         options["plugins"] = plugins.MixedPrecision(precision, kind)
     fabric: Fabric = lightning.Fabric(accelerator=kind, strategy=strategy, **options)
-    fabric.launch()
+    with _without_banner():
+        fabric.launch()
     if asked_for is None:
         # Fabric sets it when it is imported, to find devices without waking CUDA. They are found,
         # and optimizers ask in each step: 0.3 ms a time on a machine without the library.
         os.environ.pop(_NVML, None)
     return fabric
+
+
+def _kind_and_number(device: str) -> tuple[str, str]:
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        kind = "cpu" if found is None or found.type not in KINDS else found.type
+    if kind not in KINDS or (number and not number.isdigit()):
+        raise OptionError(
+            f"device={device!r} is none that a Trainer trains on: 'auto', 'cpu', 'cuda', 'cuda:1' "
+            f"or 'mps'. Write Trainer(..., device='auto')."
+        )
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if not there[kind]:
+        raise OptionError(
+            f"device={device!r}, and torch finds no such device on this machine. Write "
+            f"Trainer(..., device='auto'), or install the torch that is made for it."
+        )
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise OptionError(
+            f"device={device!r}, and this machine has {torch.cuda.device_count()}, counted from 0. "
+            f"Write Trainer(..., device='cuda:0')."
+        )
+    return kind, "" if kind == "cpu" else number  # there is one CPU, "cpu:0" in torch's terms
+
+
+@contextmanager
+def _without_banner() -> Iterator[None]:
+    """Keep Fabric from telling, in each process, that processes have met."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _under_torchrun() -> bool:

@@ -64,7 +64,8 @@ class Updater:
         self._guards = guards
         self._ranks = ranks
         self.oom = OomSplit(model, on_oom, optimizer.zero_grad, self.device, ranks.size)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        learning = nn.ModuleList([m for m in (model, loss_fn) if isinstance(m, nn.Module)])
+        self._parameters = [p for p in learning.parameters() if p.requires_grad]
         self._stepped = False
         if self._scaler is not None:
             optimizer.register_step_post_hook(self._note_step)
@@ -146,6 +147,12 @@ class Updater:
         return loss_sum / total if self.summed else loss_sum
 
     def _differentiate(self, loss: Tensor) -> None:
+        if not loss.requires_grad:
+            raise TrainingError(
+                "the loss depends on no parameter that learns. Look for .detach(), .item(), "
+                "torch.no_grad() or argmax between the model and the loss, and for parameters "
+                "that are all frozen (requires_grad=False)."
+            )
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _gradients_stay(self, stay: bool) -> AbstractContextManager[Any]:
