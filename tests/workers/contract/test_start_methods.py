@@ -58,6 +58,7 @@ def collate(samples: list[Any]) -> Any:
     }
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
 @pytest.mark.parametrize("method", ["fork", *OTHERS])
 @pytest.mark.parametrize("given", ["a string", "a context"])

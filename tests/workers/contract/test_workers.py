@@ -269,6 +269,7 @@ class TestProcesses:
         assert seen == {worker.pid for worker in iterator._workers}
         assert os.getpid() not in seen
 
+    @pytest.mark.usefixtures("patient")
     def test_leave_with_code_0_when_the_epoch_is_over(self) -> None:
         iterator = iter(DataLoader(Numbers(6), num_workers=2))
         list(iterator)
@@ -277,6 +278,7 @@ class TestProcesses:
             assert not worker.is_alive()
             assert worker.exitcode == 0
 
+    @pytest.mark.usefixtures("patient")
     def test_stay_where_they_persist(self) -> None:
         loader = DataLoader(Asked(6, pid), num_workers=2, persistent_workers=True)
         epochs = [{batch.item() for batch in loader} for _ in range(3)]

@@ -31,6 +31,7 @@ def _iterator_of(loader: Any) -> Any:
 HALF_USED_STREAM = pytest.param(Stream(50), id="iterable")
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("dataset", [pytest.param(Numbers(50), id="map"), HALF_USED_STREAM])
 @pytest.mark.parametrize("after", [0, 1, 7])
 def test_workers_leave_by_themselves_with_exit_code_0(dataset: Any, after: int) -> None:
@@ -42,6 +43,7 @@ def test_workers_leave_by_themselves_with_exit_code_0(dataset: Any, after: int) 
     assert [w.exitcode for w in workers] == [0, 0]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("dataset", [Numbers(8), Stream(8)], ids=["map", "iterable"])
 def test_exhausted_workers_exit_with_code_0(dataset: Any) -> None:
     iterator = iter(DataLoader(dataset, 2, num_workers=2, backend="process"))
@@ -50,6 +52,7 @@ def test_exhausted_workers_exit_with_code_0(dataset: Any) -> None:
     assert [w.exitcode for w in workers] == [0, 0]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_worker_that_waits_for_room_to_answer_leaves_by_itself() -> None:
     class Medium(Numbers):
         def __getitem__(self, index: int) -> Any:

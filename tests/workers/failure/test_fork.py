@@ -133,6 +133,7 @@ def test_the_parent_ends_its_workers_though_the_child_lives_on(program: Any) -> 
         + """
     pid, write = in_child(lambda read: os.read(read, 1), os._exit)
     workers = list(iterator._workers)
+    headrace.engine.backends.ending.GRACE_S = 3.0
     started = time.monotonic()
     del iterator
     took = time.monotonic() - started
