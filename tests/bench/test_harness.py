@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -74,6 +75,16 @@ def test_a_pipe_gets_a_markdown_table_with_targets(report):
     assert "1 of 2 targets reached" in lines
     assert "- what it means" in lines
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_quick_run_is_held_against_no_target(report):
+    out = io.StringIO()
+    quick = replace(report, size=Size(rounds=1, quick=True))
+    print_report(quick, Console(file=out, highlight=False))
+    lines = out.getvalue().splitlines()
+    assert "| >= 2.5 x | - |" in lines[2]
+    assert "reached" not in "\n".join(lines[1:])
+    assert "a quick run shows that all of it works; its figures mean little" in lines
 
 
 def test_a_terminal_gets_a_frame(report):

@@ -16,19 +16,21 @@ def print_report(report: Report, console: Console) -> None:
         console.print(_framed(report))
     else:
         _print_markdown(report, console)
-    reached = sum(row.reached for row in report.rows)
-    _print_line(console, f"{reached} of {len(report.rows)} targets reached")
+    if report.size.quick:
+        _print_line(console, "a quick run shows that all of it works; its figures mean little")
+    else:
+        reached = sum(row.reached for row in report.rows)
+        _print_line(console, f"{reached} of {len(report.rows)} targets reached")
     for line in (*report.meaning, _where(report)):
         _print_line(console, f"- {line}")
-    if report.size.quick:
-        _print_line(console, "- a quick run shows that all of it works; its figures mean little")
 
 
 def _framed(report: Report) -> Table:
     table = Table(*_HEADINGS, box=box.ROUNDED, show_lines=True)
     for row in report.rows:
-        work, figure, measured, target, reached, systems = _cells(row, "\n")
-        colour = "green" if row.reached else "red"
+        cells = _cells(row, "\n", quick=report.size.quick)
+        work, figure, measured, target, reached, systems = cells
+        colour = {"yes": "green", "no": "red"}.get(reached, "dim")
         table.add_row(
             escape(work),
             escape(figure),
@@ -41,7 +43,7 @@ def _framed(report: Report) -> Table:
 
 
 def _print_markdown(report: Report, console: Console) -> None:
-    rows = [_cells(row, "; ") for row in report.rows]
+    rows = [_cells(row, "; ", quick=report.size.quick) for row in report.rows]
     for cells in (_HEADINGS, ("---",) * len(_HEADINGS), *rows):
         _print_line(console, f"| {' | '.join(cells)} |")
 
@@ -51,7 +53,8 @@ def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
-def _cells(row: Row, line_break: str) -> tuple[str, ...]:
+def _cells(row: Row, line_break: str, *, quick: bool) -> tuple[str, ...]:
+    reached = "yes" if row.reached else "no"
     parts = [_system(system) for system in row.systems]
     if row.note:
         parts.append(row.note)
@@ -60,7 +63,7 @@ def _cells(row: Row, line_break: str) -> tuple[str, ...]:
         row.figure,
         _spread(row.value, row.unit),
         f"{'>=' if row.target.kind == 'at least' else '<='} {number(row.target.bound)} {row.unit}",
-        "yes" if row.reached else "no",
+        "-" if quick else reached,
         line_break.join(parts),
     )
 

@@ -34,8 +34,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # name that holds for all versions, its way of stating itself has.
         if not hasattr(error, "format_message"):
             raise
-        path = getattr(getattr(error, "ctx", None), "command_path", "headrace")
-        complain(path, _sentence(error.format_message()))
+        context = getattr(error, "ctx", None)
+        message = _sentence(error.format_message())
+        if message.startswith("no such command") and context is not None and "mean" not in message:
+            message += f". There are: {', '.join(context.command.list_commands(context))}"
+        complain(getattr(context, "command_path", "headrace"), message)
         return 2
     except KeyboardInterrupt:
         complain("headrace", "interrupted")
