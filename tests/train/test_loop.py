@@ -1,6 +1,8 @@
 """The Trainer's loop is the one written by hand: losses, weights, modes, epochs, metrics."""
 
 import copy
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from headrace import DataLoader, TensorDataset
 from headrace.errors import OptionError, TrainingError
-from headrace.train import Callback, Trainer
+from headrace.train import Callback, Trainer, train_epoch
 from headrace.train.checks import check_loss_module
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
@@ -79,6 +81,37 @@ def test_bit_for_bit_the_loop_by_hand(loader_class, clip_norm):
 def test_a_list_of_batches_is_a_loader():
     history = make().fit(list(zip(X.split(16), Y.split(16), strict=True)), epochs=2)
     assert len(history.steps) == 8
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "overfit_one_batch", "epoch"])
+@pytest.mark.parametrize("kind", ["dataset", "tensor", "array"])
+def test_a_dataset_is_no_loader(method, kind):
+    """Its samples would be taken for batches, and the model would learn nonsense."""
+    given = {"dataset": DATA, "tensor": X, "array": X.numpy()}[kind]
+    call = partial(train_epoch, step=len) if method == "epoch" else getattr(make(), method)
+    name = "train_loader" if method == "fit" else "loader"
+    order = ", shuffle=True" if method == "fit" else ""
+    wanted = {
+        "dataset": f"TensorDataset, whose samples .* DataLoader(dataset, batch_size=32{order})",
+        "tensor": "Tensor of shape (50, 6), .* DataLoader(TensorDataset(x), batch_size=256)",
+        "array": "ndarray of shape (50, 6), .* DataLoader(ArrayDataset(x), batch_size=256)",
+    }[kind]
+    words = re.escape(f"{name} is a {wanted}").replace(r"\.\*", ".*")
+    with pytest.raises(OptionError, match=words):
+        call(given)
+
+
+def test_what_yields_batches_is_a_loader():
+    class Batches(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return zip(X.split(16), Y.split(16), strict=True)
+
+    trainer = make()
+    loaders = [DataLoader(DATA, 16), Batches(), list(Batches())]
+    losses = [trainer.evaluate(loader)["loss"] for loader in loaders]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(OptionError, match="val_loader is a TensorDataset"):
+        trainer.fit(loaders[0], DATA)
 
 
 def test_the_step_may_be_a_function_of_the_batch():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from headrace.errors import OptionError
 from headrace.train.callbacks import Callback
@@ -89,6 +91,27 @@ def check_callbacks(given: Any) -> tuple[Callback, ...]:
             f"Trainer(..., callbacks=[MyCallback()])."
         )
     return found
+
+
+def check_loader(name: str, loader: Any) -> None:
+    """Refuse what is iterated by samples, each of which would be taken for a batch.
+
+    Raises:
+        OptionError: the loader is a map-style dataset, a tensor or an array.
+    """
+    kind = type(loader).__name__
+    if isinstance(loader, (torch.Tensor, np.ndarray)):
+        data = "TensorDataset" if isinstance(loader, torch.Tensor) else "ArrayDataset"
+        raise OptionError(
+            f"{name} is a {kind} of shape {tuple(loader.shape)}, whose rows are no batches. Write "
+            f"DataLoader({data}(x), batch_size=256), or {data}(x, y) with the targets."
+        )
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        order = ", shuffle=True" if name == "train_loader" else ""
+        raise OptionError(
+            f"{name} is a {kind}, whose samples are no batches. Write DataLoader(dataset, "
+            f"batch_size=32{order}), or batch_size=None where each of them is a whole batch."
+        )
 
 
 def check_again(name: str, loader: Any, epochs: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from headrace.errors import TrainingError
 from headrace.train.batch import Weight, call_model, parts_of, samples_of, to_device
+from headrace.train.checks import check_loader
 
 
 def train_step(
@@ -65,8 +66,10 @@ def train_epoch(
         the mean loss, read from the device once, at the end.
 
     Raises:
+        OptionError: the loader is a dataset or a tensor.
         TrainingError: the loader gave no batch, or ``step`` no loss.
     """
+    check_loader("loader", loader)
     device = torch.device(device)
     total: Any = 0.0
     weights: Any = 0.0

@@ -22,6 +22,7 @@ from headrace.train.checks import (
     check_again,
     check_callbacks,
     check_clip_norm,
+    check_loader,
     check_loss_module,
     check_training,
     count,
@@ -184,6 +185,7 @@ class Trainer:
             the losses of all steps, and the values of all epochs.
 
         Raises:
+            OptionError: a value that cannot be, or a dataset where a loader is wanted.
             TrainingError: the training cannot be right, or went wrong; the text says what to do.
             StateError: a checkpoint does not fit.
             SystemExit: with code 143, after SIGTERM, once a checkpoint is written.
@@ -195,6 +197,7 @@ class Trainer:
             count("checkpoint_every_steps", checkpoint_every_steps)
         folder = checkpoint_dir
         for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+            check_loader(name, loader)
             check_again(name, loader, epochs)
         checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep))
         plan = Plan(
@@ -225,8 +228,10 @@ class Trainer:
         each one evaluates its part, and all get the values of the whole.
 
         Raises:
+            OptionError: the loader is a dataset or a tensor.
             TrainingError: the loader gave no batch.
         """
+        check_loader("loader", loader)
         self.ranks.check_divided(loader, "loader")
         self.ranks.share_buffers(self.model)
         return self.run_evaluation(loader, lambda: None)
@@ -270,8 +275,10 @@ class Trainer:
                 for a list with the outputs of each batch.
 
         Raises:
+            OptionError: the loader is a dataset or a tensor.
             TrainingError: the loader is divided among ranks, or the outputs do not fit together.
         """
+        check_loader("loader", loader)
         if self.ranks.size > 1 and getattr(loader, "shard", None) is not None:
             raise TrainingError(
                 "predict returns all outputs in the loader's order, and this loader is divided "
@@ -300,9 +307,11 @@ class Trainer:
             the losses of the steps.
 
         Raises:
+            OptionError: the loader is a dataset or a tensor.
             TrainingError: the loss did not fall so far, and does not go on falling: the model does
                 not learn. (Where it learns slowly, it is a warning.)
         """
+        check_loader("loader", loader)
         with self._mode(training=True):
             return overfit(self, loader, count("steps", steps), fraction)
 
