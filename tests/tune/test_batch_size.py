@@ -259,22 +259,30 @@ def test_a_device_may_be_asked_and_keeps_its_share(monkeypatch):
     assert "41 takes 510 MiB, more than 50 % of the free memory (500 MiB)" in found.why
 
 
-def test_on_the_cpu_it_stops_where_speed_does(monkeypatch):
-    rate = {1: 10, 2: 20, 4: 40, 8: 41, 16: 41.5, 32: 400}
-    clock = [0.0, 0]
-
-    def perf_counter():
-        return clock[0]
+@pytest.mark.parametrize(
+    ("rates", "best", "options"),
+    [
+        ([10, 20, 40, 41, 41.5, 41.8, 400], 4, {}),
+        ([100, 60, 80, 150, 300, 310, 312, 900], 16, {}),  # the first was lucky
+        ([10, 20, 10, 9, 9, 60, 61, 61, 900], 32, {}),  # small sizes are not judged
+        ([10, 20, 20, 20, 20], 2, {"high": 16}),
+        ([10, 20, 40, 41, 50], 16, {"high": 16}),
+    ],
+)
+def test_on_the_cpu_it_stops_where_speed_does(monkeypatch, rates, best, options):
+    clock = [0.0]
 
     def step(batch):
-        clock[0] += len(batch[0]) / rate[len(batch[0])]
+        clock[0] += len(batch[0]) / rates[len(batch[0]).bit_length() - 1]
 
-    monkeypatch.setattr(room.time, "perf_counter", perf_counter)
-    found = find_batch_size(step, batch_of)
-    assert found.batch_size == 4
-    assert "not 5 % faster a sample" in found.why
-    assert [t.batch_size for t in found.trials] == [1, 2, 4, 8, 16]
-    assert [round(t.samples_per_s) for t in found.trials] == [10, 20, 40, 41, 42]
+    monkeypatch.setattr(room.time, "perf_counter", lambda: clock[0])
+    found = find_batch_size(step, batch_of, **options)
+    assert found.batch_size == best
+    ended = best == options.get("high")
+    assert ("high=16 was reached" if ended else "not 5 % faster a sample") in found.why
+    run = rates[:5] if options else rates[:-1]
+    assert [t.batch_size for t in found.trials] == [1 << n for n in range(len(run))]
+    assert [t.samples_per_s for t in found.trials] == pytest.approx(run)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from headrace.tune.table import as_text, mebibytes, number
 # A size is run three times at least, and for so long, unless steps take long: then the quickest one
 # means something on a busy machine too.
 _RUNS, _TIMED_S, _LONG_S = 3, 0.2, 2.0
+# Below, steps take so little that their times say more about the machine than about the size.
+_FEWEST_ROWS = 32
 _MIB = 1 << 20
 
 
@@ -111,8 +113,9 @@ def find_batch_size(
     in every measurement. Every size that is returned was run.
 
     On the CPU nothing is run that would take more than its share by what the sizes before took: the
-    kernel does not raise, it kills. And the search ends when two doublings in a row gain less than
-    ``min_gain`` in samples a second; then the size where speed stopped growing is returned.
+    kernel does not raise, it kills. And the search ends, at 32 samples or more, when two doublings
+    in a row gain less than ``min_gain`` in samples a second; then the size where speed stopped
+    growing is returned: the smallest that none is faster than by ``min_gain``.
 
     Afterwards ``model`` (parameters, gradients, buffers, modes), ``optimizer``, ``others`` and the
     random state are what they were, bit for bit, and memory is given back. What else ``step``
@@ -215,8 +218,7 @@ class _Search:
 
     def _grow(self, low: int, high: int) -> tuple[int, int | None]:
         """Return the largest size that fitted, and the smallest that did not, if one did not."""
-        good = quickest = low
-        gainless = 0
+        good, gainless = low, 0
         while good < high:
             wanted = min(2 * good, high)
             if not self._fits(wanted):
@@ -225,19 +227,29 @@ class _Search:
                 high = self._trials[-1].batch_size
                 self._why = f"there are no more than {high:,} samples to make a batch of"
                 return high, None
-            good = wanted
+            before, good = good, wanted
             if self._gain is None:
                 continue
-            gained = self._rate(good) >= (1 + self._gain) * self._rate(quickest)
-            quickest, gainless = (good, 0) if gained else (quickest, gainless + 1)
-            if gainless == 2:
-                self._why = (
-                    f"more samples at once are not {100 * self._gain:.0f} % faster a sample "
-                    f"({number(self._rate(quickest))} samples/s)"
-                )
-                return quickest, None
+            # Against the size before: after one lucky size all others would look gainless.
+            gained = self._rate(good) >= (1 + self._gain) * self._rate(before)
+            gainless = 0 if gained else gainless + 1
+            if gainless >= 2 and good >= _FEWEST_ROWS:
+                break
+        if self._gain is not None and gainless >= 2:
+            return self._quick_enough(self._gain), None
         self._why = f"high={high:,} was reached"
         return good, None
+
+    def _quick_enough(self, gain: float) -> int:
+        """Return the smallest size that no other is faster than by ``gain``."""
+        sizes = [trial.batch_size for trial in self._trials]
+        most = max(map(self._rate, sizes))
+        found = next(size for size in sizes if (1 + gain) * self._rate(size) >= most)
+        self._why = (
+            f"more samples at once are not {100 * gain:.0f} % faster a sample "
+            f"({number(self._rate(found))} samples/s)"
+        )
+        return found
 
     def _rate(self, batch_size: int) -> float:
         rates = [t.samples_per_s for t in self._trials if t.batch_size == batch_size]
