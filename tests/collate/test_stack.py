@@ -399,3 +399,62 @@ def test_advice_for_shapes_that_differ_is_one_that_works(shapes, advice):
     with pytest.raises(ShapeMismatchError) as raised:
         default_collate([torch.zeros(shape) for shape in shapes])
     assert advice in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "says"),
+    [
+        (torch.ones(2), None, "expected Tensor as element 1"),
+        ((1, 2), None, "is not iterable"),
+        ({"a": 1}, None, ""),
+        (np.ones(2), None, "Could not infer dtype"),
+        (1, None, "Could not infer dtype"),
+        ((torch.ones(2), 1), (None, 1), "at sample[0]"),
+        ({"a": [1]}, {"a": None}, "at sample['a']"),
+    ],
+)
+def test_none_among_samples_is_named_by_its_index_with_the_way_to_skip_it(good, bad, says):
+    order = [4, 2, 0, 1, 3]
+    data = [good, good, bad, good, good]
+    with pytest.raises(CollateError) as raised:
+        next(iter(DataLoader(data, batch_size=5, sampler=order)))
+    said = str(raised.value)
+    assert raised.value.indices == (2,)
+    assert "(dataset index 2)" in said
+    assert "on_error='skip'" in said
+    assert says in said
+    skipping = DataLoader(data, batch_size=5, sampler=order, on_error="skip")
+    with pytest.warns(UserWarning, match="left 1 sample out"):
+        assert len(list(skipping)) == 1
+    assert skipping.statistics().skipped_samples[0].index == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ({"a": 1}, (1,), "types dict and tuple make no batch (dataset indices 5 and 3)"),
+        ((1,), 2, "types tuple and int make no batch (dataset indices 5 and 3)"),
+        ([1], ["x"], "types int and str make no batch at sample[0] (dataset indices 5 and 3)"),
+        (torch.ones(2), [1.0, 1.0], "types Tensor and list make no batch"),
+    ],
+)
+def test_samples_of_two_kinds_are_named_in_the_order_of_their_indices(one, other, says):
+    data = [one, one, one, other, one, one]
+    with pytest.raises(CollateError) as raised:
+        next(iter(DataLoader(data, batch_size=3, sampler=[5, 4, 3])))
+    assert says in str(raised.value)
+
+
+def test_what_is_not_the_fault_of_mixed_samples_is_torchs_error():
+    samples = [(torch.eye(2).to_sparse(), 1), [torch.eye(2).to_sparse(), 1.5]]
+    with pytest.raises(RuntimeError, match="Batches of sparse") as raised:
+        default_collate(samples)
+    assert not isinstance(raised.value, CollateError)
+
+
+def test_a_pillow_image_gets_the_end_of_the_transform_as_advice():
+    image = pytest.importorskip("PIL.Image").new("RGB", (4, 4))
+    with pytest.raises(NotCollatableError) as raised:
+        default_collate([(image, 1), (image, 2)])
+    for line in ("v2.ToImage()", "transforms.ToTensor()", "decode='tensor'"):
+        assert line in str(raised.value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from array import array
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from numbers import Number
 from operator import is_
 from typing import Any
 
@@ -78,28 +79,82 @@ def is_default(collate: Callable[[Any], Any]) -> bool:
 
 
 def _collate(batch: Sequence[Any]) -> Any:
-    first = batch[0]
-    kind = type(first)
-    handler = _LEAVES.get(kind)
-    if handler is not None:
-        return handler(batch)
-    if kind is tuple or kind is list:
-        return _collate_sequence(batch, first)
-    for base, handle in _LEAVES_BY_BASE:
-        if isinstance(first, base):
-            return handle(batch)
-    if isinstance(first, Mapping):
-        return _collate_mapping(batch, first)
-    if is_namedtuple(first):
-        return type(first)(*_collate_columns(batch, first, first._fields))
-    if isinstance(first, Sequence):
-        return _collate_sequence(batch, first)
+    try:
+        first = batch[0]
+        kind = type(first)
+        handler = _LEAVES.get(kind)
+        if handler is not None:
+            return handler(batch)
+        if kind is tuple or kind is list:
+            return _collate_sequence(batch, first)
+        for base, handle in _LEAVES_BY_BASE:
+            if isinstance(first, base):
+                return handle(batch)
+        if isinstance(first, Mapping):
+            return _collate_mapping(batch, first)
+        if is_namedtuple(first):
+            return kind(*_collate_columns(batch, first, first._fields))
+        if isinstance(first, Sequence):
+            return _collate_sequence(batch, first)
+    except CollateError:
+        raise
+    except (TypeError, RuntimeError) as error:
+        unlike = _unlike(batch, f"{error}: ")
+        if unlike is None:
+            raise
+        raise unlike from None
     raise NotCollatableError(
         f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
         f"found {kind}",
-        "Return one of those from the dataset, or give the loader a collate_fn=.",
+        _remedy(first),
         (0,),
     )
+
+
+class MixedKindsError(NotCollatableError, RuntimeError):
+    """Samples that cannot be stacked as one is a tensor, say, and another None.
+
+    torch's own error is a TypeError for some kinds and a RuntimeError for others.
+    """
+
+
+def _unlike(batch: Sequence[Any], said: str = "") -> MixedKindsError | None:
+    """Return what to raise for samples of different kinds; None where they are of one."""
+    for position, sample in enumerate(batch):
+        if sample is None:
+            return MixedKindsError(f"{said}None makes no batch", _remedy(None), (position,))
+    first = batch[0]
+    for position, sample in enumerate(batch):
+        if not _is_alike(first, sample):
+            return MixedKindsError(
+                f"{said}samples of the types {type(first).__name__} and {type(sample).__name__} "
+                f"make no batch",
+                "Return the same structure for every index.",
+                (0, position),
+            )
+    return None
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Say whether torch takes both for the same kind of thing."""
+    if isinstance(one, type(other)) or isinstance(other, type(one)):
+        return True
+    return any(isinstance(one, k) and isinstance(other, k) for k in (Number, Mapping, Sequence))
+
+
+def _remedy(sample: Any) -> str:
+    """Return what to write where a sample, or a part of one, makes no batch."""
+    if sample is None:
+        return (
+            "Where there is no sample, raise an exception in __getitem__ and write "
+            "DataLoader(..., on_error='skip'), or filter the samples in a collate_fn=."
+        )
+    if type(sample).__module__.partition(".")[0] == "PIL":
+        return (
+            "End the transform with torchvision's v2.ToImage() or transforms.ToTensor(), or write "
+            "ImageFolder(..., decode='tensor')."
+        )
+    return "Return one of those from the dataset, or give the loader a collate_fn=."
 
 
 def _at(key: Hashable, samples: Sequence[Any]) -> Any:
@@ -137,13 +192,10 @@ def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any]) -> Any:
 
 def _key_error(batch: Sequence[Any], first: Mapping[Any, Any]) -> CollateError:
     """Return what to raise for samples that do not all have the first one's keys."""
+    unlike = _unlike(batch)
+    if unlike is not None:
+        return unlike
     for position, sample in enumerate(batch):
-        if not isinstance(sample, Mapping):
-            return NotCollatableError(
-                f"a sample is a {type(sample).__name__} and another a {type(first).__name__}",
-                "Return the same structure for every index.",
-                (0, position),
-            )
         missing = [key for key in first if key not in sample]
         extra = [key for key in sample if key not in first]
         if not missing and not extra:
