@@ -59,13 +59,36 @@ def _without(batch: Mapping[Any, Any], targets: list[str]) -> Any:
 
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:
     """Call a model: a tuple or list is its arguments, a mapping its keyword arguments."""
-    if isinstance(inputs, Tensor):
+    try:
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        if isinstance(inputs, (tuple, list)) and not is_namedtuple(inputs):
+            return model(*inputs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
         return model(inputs)
-    if isinstance(inputs, (tuple, list)) and not is_namedtuple(inputs):
-        return model(*inputs)
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs)
+    except RuntimeError as error:
+        explain_dtype(error, model, inputs)
+        raise
+
+
+def explain_dtype(error: RuntimeError, model: Any, inputs: Any) -> None:
+    """Add to a model's error over types which line makes its inputs those of its parameters."""
+    if "type" not in str(error) or not isinstance(model, nn.Module):
+        return
+    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for leaf in leaves(inputs):
+        if not isinstance(leaf, Tensor) or wanted in (None, leaf.dtype):
+            continue
+        if leaf.dtype == torch.uint8 or leaf.is_floating_point():
+            to = f".to({wanted})" if wanted != torch.float32 else ".float()"
+            to += " / 255" if leaf.dtype == torch.uint8 else ""
+            error.add_note(
+                f"headrace: the inputs are {leaf.dtype}, and the model's parameters {wanted}. For "
+                f"batches (x, y) write DataLoader(..., batch_transform=lambda b: (b[0]{to}, b[1])),"
+                f" or x{to} where the model is given x."
+            )
+            return
 
 
 def forward_any(model: Callable[..., Any], device: torch.device, batch: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from headrace.errors import TrainingError
-from headrace.train.batch import Weight, call_model, parts_of, to_device
+from headrace.train.batch import Weight, call_model, explain_dtype, inputs_of, parts_of, to_device
 from headrace.train.devices import leave_group_at_exit
 from headrace.train.guards import Guards
 from headrace.train.oom_split import OnOom, OomSplit
@@ -86,7 +86,11 @@ class Updater:
             outputs = targets = None
             if self._step is not None:
                 with self._guards.watch_loss():
-                    loss = self._step(model, batch)
+                    try:
+                        loss = self._step(model, batch)
+                    except RuntimeError as error:
+                        explain_dtype(error, model, inputs_of(batch))
+                        raise
             else:
                 inputs, targets = parts_of(batch)
                 outputs = call_model(model, inputs)
