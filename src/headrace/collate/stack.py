@@ -99,10 +99,8 @@ def _collate(batch: Sequence[Any]) -> Any:
     except CollateError:
         raise
     except (TypeError, RuntimeError) as error:
-        unlike = _unlike(batch, f"{error}: ")
-        if unlike is None:
-            raise
-        raise unlike from None
+        _check_alike(batch, f"{error}: ")
+        raise
     raise NotCollatableError(
         f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
         f"found {kind}",
@@ -118,21 +116,21 @@ class MixedKindsError(NotCollatableError, RuntimeError):
     """
 
 
-def _unlike(batch: Sequence[Any], said: str = "") -> MixedKindsError | None:
-    """Return what to raise for samples of different kinds; None where they are of one."""
+def _check_alike(batch: Sequence[Any], said: str = "") -> None:
+    """Raise for samples of different kinds."""
     for position, sample in enumerate(batch):
         if sample is None:
-            return MixedKindsError(f"{said}None makes no batch", _remedy(None), (position,))
+            problem = f"{said}None makes no batch"
+            raise MixedKindsError(problem, _remedy(None), (position,)) from None
     first = batch[0]
     for position, sample in enumerate(batch):
         if not _is_alike(first, sample):
-            return MixedKindsError(
+            raise MixedKindsError(
                 f"{said}samples of the types {type(first).__name__} and {type(sample).__name__} "
                 f"make no batch",
                 "Return the same structure for every index.",
                 (0, position),
-            )
-    return None
+            ) from None
 
 
 def _is_alike(one: Any, other: Any) -> bool:
@@ -192,9 +190,7 @@ def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any]) -> Any:
 
 def _key_error(batch: Sequence[Any], first: Mapping[Any, Any]) -> CollateError:
     """Return what to raise for samples that do not all have the first one's keys."""
-    unlike = _unlike(batch)
-    if unlike is not None:
-        return unlike
+    _check_alike(batch)
     for position, sample in enumerate(batch):
         missing = [key for key in first if key not in sample]
         extra = [key for key in sample if key not in first]
