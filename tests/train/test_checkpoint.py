@@ -273,6 +273,45 @@ def test_a_run_that_is_over_is_not_run_again(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+class Interrupts(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_log(self, trainer, step, values):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_who_interrupts_is_told_the_last_checkpoint_and_where_it_goes_on(tmp_path, capsys):
+    folder = tmp_path / "ck"
+    _, fit = make(folder, callbacks=[Interrupts(8)], log_every=1)
+    with pytest.raises(KeyboardInterrupt) as error:
+        fit(3, checkpoint_every_steps=7)
+    note = f"the last checkpoint is step 7 in {folder}; the same program goes on from there."
+    assert error.value.__notes__ == [f"headrace: {note}"]
+    assert "".join(capsys.readouterr()) == ""  # progress=False
+
+    def lines_of(epochs):
+        trainer, fit = make(folder)
+        trainer.progress = "auto"
+        fit(epochs)
+        return capsys.readouterr().err.splitlines()
+
+    first, *epochs = lines_of(3)
+    assert first == f"goes on from step 7 (epoch 2 of 3) in {folder}"
+    assert [line.partition("  ")[0] for line in epochs] == ["epoch 2/3", "epoch 3/3"]
+    assert lines_of(3) == [f"3 of 3 epochs are done in {folder}: nothing to train"]
+    assert lines_of(2) == [f"2 of 2 epochs are done in {folder}: nothing to train"]
+
+
+@pytest.mark.parametrize("where", ["before the first checkpoint", "without a folder"])
+def test_where_there_is_no_checkpoint_none_is_named(tmp_path, where):
+    _, fit = make(tmp_path if where[0] == "b" else None, callbacks=[Interrupts(2)], log_every=1)
+    with pytest.raises(KeyboardInterrupt) as error:
+        fit(1)
+    assert not hasattr(error.value, "__notes__")
+
+
 def test_resume_never_refuses_a_folder_in_use(tmp_path):
     _, fit = make(tmp_path)
     fit(1, resume="never")

@@ -116,6 +116,13 @@ class Checkpoints:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def step_of(name: str) -> int:
+    """Return the steps of the optimizer before the checkpoint of that name."""
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return int(found[1])
+
+
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the model's state dict and the rest of a checkpoint.
 

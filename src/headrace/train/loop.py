@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from headrace.errors import StateError, TrainingError
-from headrace.train.checkpoint import Checkpoints, load
+from headrace.train.checkpoint import Checkpoints, load, step_of
 from headrace.train.history import History
 from headrace.train.progress import Progress
 from headrace.train.randomness import loader_generators, random_states, set_random_states
@@ -112,9 +112,14 @@ class Fit:
         self.progress = Progress(plan.epochs, self.position.epoch, show)
         # Without a checkpoint to write, SIGTERM ends the process as it always does.
         with Sigterm(plan.checkpoints is not None) as self.sigterm, self.progress:
-            while self.position.epoch < plan.epochs and not trainer.stopping:
-                self._epoch()
-            self._save()
+            self._tell_resumed()
+            try:
+                while self.position.epoch < plan.epochs and not trainer.stopping:
+                    self._epoch()
+                self._save()
+            except KeyboardInterrupt as error:
+                self._note_checkpoint(error)
+                raise
         trainer.call("on_fit_end")
         return self.history
 
@@ -330,6 +335,25 @@ class Fit:
             f"same program goes on from there."
         )
         raise SystemExit(EXIT_CODE)
+
+    def _note_checkpoint(self, error: KeyboardInterrupt) -> None:
+        """Tell who interrupts where the training can go on: nothing is written in mid-step."""
+        checkpoints = self.plan.checkpoints
+        names = [] if checkpoints is None else checkpoints.names()
+        if checkpoints is not None and names:
+            error.add_note(
+                f"headrace: the last checkpoint is step {step_of(names[-1])} in "
+                f"{checkpoints.folder}; the same program goes on from there."
+            )
+
+    def _tell_resumed(self) -> None:
+        if self.plan.checkpoints is None or not self.position.step:
+            return
+        done, epochs, folder = self.position.epoch, self.plan.epochs, self.plan.checkpoints.folder
+        text = f"goes on from step {self.position.step} (epoch {done + 1} of {epochs}) in {folder}"
+        if done >= epochs:
+            text = f"{epochs} of {epochs} epochs are done in {folder}: nothing to train"
+        self.progress.message(text)
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint; without one, begin."""
