@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.data as torch_data
@@ -20,7 +21,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from headrace import DataLoader, OptionError
+from headrace import BucketBatchSampler, DataLoader, OptionError, StackDataset
 
 
 class Stream(IterableDataset[int]):
@@ -120,6 +121,76 @@ class TestErrors:
             DataLoader(range(10), batch_size=batch_size)
         assert f"batch_size={batch_size}" in str(caught.value)
         assert isinstance(caught.value, ValueError)
+        assert not isinstance(batch_size, str) or repr(batch_size) in str(caught.value)
+
+    @pytest.mark.parametrize("num_workers", ["4", "all", 2.0, None])
+    def test_of_a_number_of_workers_is_a_type_error_at_once(self, num_workers: Any) -> None:
+        with pytest.raises(TypeError, match="num_workers='auto'") as caught:
+            DataLoader(range(10), num_workers=num_workers)
+        assert isinstance(caught.value, OptionError)
+        assert repr(num_workers) in str(caught.value)
+
+    def test_of_a_number_of_workers_that_works_in_torch_does_not_come(self) -> None:
+        for num_workers in (0.0, False, np.int64(0)):
+            assert len(list(DataLoader(range(3), num_workers=num_workers))) == 3  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("seed", ["a", 1.5])
+    def test_of_a_seed_come_at_once(self, seed: Any) -> None:
+        with pytest.raises(OptionError, match=f"seed={seed!r} is no integer"):
+            DataLoader(range(10), seed=seed)
+
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize(
+        ("dataset", "says"),
+        [
+            ((i for i in range(3)), r"'generator' has no len\(\)"),
+            (torch_data.Dataset(), r"Add def __len__"),
+        ],
+    )
+    def test_of_a_dataset_without_a_length_name_it_and_streams(
+        self, dataset: Any, says: str, shuffle: bool
+    ) -> None:
+        with pytest.raises(TypeError, match=says) as caught:
+            list(DataLoader(dataset, shuffle=shuffle))
+        assert "IterableDataset with def __iter__" in str(caught.value)
+        assert "__len__" in str(caught.value)
+
+    def test_of_a_dataset_without_a_length_do_not_come_with_a_sampler_of_ones_own(self) -> None:
+        class Squares(torch_data.Dataset[int]):
+            def __getitem__(self, index: int) -> int:
+                return index**2
+
+        assert [int(x) for x in DataLoader(Squares(), sampler=[2, 3])] == [4, 9]
+        assert [x.tolist() for x in DataLoader(Squares(), batch_sampler=[[2, 3]])] == [[4, 9]]
+
+    @pytest.mark.parametrize("shuffle", [False, True])
+    def test_of_a_dict_say_what_makes_a_dataset_of_it(self, shuffle: bool) -> None:
+        for column, line in ((torch.zeros(4), "StackDataset("), (np.zeros(4), "ArrayDataset(")):
+            columns: Any = {"x": column, "y": column}
+            with pytest.raises(OptionError, match="a dict is no dataset") as caught:
+                list(DataLoader(columns, shuffle=shuffle))
+            assert f"headrace.{line}" in str(caught.value)
+        assert len(list(DataLoader(StackDataset(x=torch.zeros(4))))) == 4
+
+    def test_of_a_dict_of_samples_do_not_come(self) -> None:
+        for samples in ({0: 5, 1: 6}, {}):
+            assert [int(x) for x in DataLoader(samples)] == list(samples.values())  # type: ignore[arg-type]
+        assert [int(x) for x in DataLoader({"a": 5}, sampler=["a"])] == [5]  # type: ignore[arg-type]
+
+    def test_of_a_batch_sampler_in_a_samplers_place_name_the_right_option(self) -> None:
+        batches = BucketBatchSampler([1, 2, 3, 4], batch_size=2)
+        for options in ({}, {"batch_size": 2}):
+            with pytest.raises(OptionError, match="Write batch_sampler= for sampler="):
+                DataLoader(range(4), sampler=batches, **options)
+        assert len(list(DataLoader(range(4), batch_sampler=batches))) == 2
+        assert len(list(DataLoader(torch.arange(4), sampler=batches, batch_size=None))) == 2
+        theirs = BatchSampler(range(4), 2, False)
+        assert len(list(DataLoader(torch.arange(4), sampler=theirs))) == 2
+
+    def test_of_a_stream_for_threads_name_the_way_out(self) -> None:
+        with pytest.raises(OptionError, match="or leave backend= out") as caught:
+            DataLoader(Stream(), num_workers=2, backend="thread")
+        assert "Stream(self.files[index::count])" in str(caught.value)
 
     def test_of_an_empty_dataset_come_shuffled_only(self) -> None:
         assert list(DataLoader([], batch_size=2)) == []

@@ -16,7 +16,21 @@ from headrace.data.shard import check_divisible, shard_of
 from headrace.data.tables import as_dataset
 from headrace.engine.auto import choose, trial_batches
 from headrace.engine.fetch import Recipe
-from headrace.engine.options import Options, count_of, is_forked, one_of, worker_context
+from headrace.engine.options import (
+    Options,
+    batch_size_error,
+    check_indexable,
+    check_orderable,
+    check_sampler,
+    check_threads,
+    count_of,
+    is_forked,
+    max_errors_of,
+    one_of,
+    seed_of,
+    worker_context,
+    workers_of,
+)
 from headrace.engine.pinning import target_device
 from headrace.engine.ranks import ShardOption, which_rank
 from headrace.engine.samplers import batch_size_of, generators_of, length_of, order_sampler
@@ -127,12 +141,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     ) -> None:
         dataset = as_dataset(dataset)
         measure = num_workers == "auto"
-        workers: Any = 1 if measure else num_workers  # one: what only workers have is allowed
-        if isinstance(num_workers, str) and not measure:
-            raise OptionError(
-                f"num_workers={num_workers!r} is no count. Write DataLoader(..., num_workers=2), "
-                f"or num_workers='auto'."
-            )
+        workers: Any = 1 if measure else workers_of(num_workers)  # 1: with the options of workers
         self.backend: str = backend  # for check_worker_number_rationality(), which torch calls
         try:
             super().__init__(
@@ -157,10 +166,11 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         except ValueError as error:
             if "batch_size should be" not in str(error):
                 raise
-            raise OptionError(
-                f"{error}. Write DataLoader(dataset, batch_size=32), or batch_size=None for single "
-                f"samples."
-            ) from None
+            raise batch_size_error(error, batch_size) from None
+        except TypeError as error:
+            if "has no len()" in str(error) and sampler is None and batch_sampler is None:
+                check_indexable(dataset)
+            raise
         one_of("backend", backend, ("auto", "process", "thread", "inline"))
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
@@ -168,12 +178,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self._device = device
         self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
         self.on_error = one_of("on_error", on_error, ("raise", "skip"))
-        self.max_errors = max_errors and count_of("max_errors", max_errors)
-        if max_errors is not None and on_error != "skip":
-            raise OptionError(
-                f"max_errors={max_errors} counts skipped samples, and on_error={on_error!r} skips "
-                f"none. Write DataLoader(..., on_error='skip', max_errors={max_errors})."
-            )
+        self.max_errors = max_errors_of(max_errors, on_error)
         if measure:
             self.num_workers = 0
         self._auto = self._to_measure = measure
@@ -184,14 +189,15 @@ class DataLoader(torch_data.DataLoader[_T_co]):
                 f"Write DataLoader(..., num_workers=2, backend={backend!r})."
             )
         if backend == "thread" and workers > 1 and isinstance(dataset, IterableDataset):
-            check_divisible(dataset, "threads, which share it")
+            check_threads(dataset)
         if type(self.sampler) is TorchRandomSampler and sampler is None:
             self._shuffle_large(self.sampler)
-        self.seed = seed
+        self.seed = seed_of(seed)
         self.shard = shard
         self.uneven = uneven
         self.batch_transform = batch_transform
         self._check_shard()
+        check_sampler(sampler, batch_size)
         self._session = Session()
 
     def _shuffle_large(self, sampler: TorchRandomSampler) -> None:
@@ -330,6 +336,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             super().check_worker_number_rationality()
 
     def _get_iterator(self) -> Any:
+        check_orderable(self.dataset, order_sampler(self._index_sampler))
         if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
             self._check_left_to_torch()
             self._session.totals.counters_of(self).path = "torch"
