@@ -293,6 +293,19 @@ def test_limits_that_cannot_be(options):
         find_batch_size(print, batch_of, **options)
 
 
+@pytest.mark.parametrize(
+    ("step", "make_batch", "options", "words"),
+    [
+        (print, X, {}, r"make_batch is a Tensor, .*default_collate\(\[dataset\[i\]"),
+        (3, batch_of, {}, r"step is a int, .* Write find_batch_size\(step, make_batch\)"),
+        (print, batch_of, {"device": "gpu"}, r"Write find_batch_size\(\.\.\., device='cpu'\)"),
+    ],
+)
+def test_wrong_use_says_what_to_write(step, make_batch, options, words):
+    with pytest.raises(OptionError, match=words):
+        find_batch_size(step, make_batch, **options)
+
+
 def test_the_report_is_a_table():
     lines = str(find_batch_size(failing_above(3), batch_of, min_gain=None)).splitlines()
     assert lines[0].split() == ["batch", "size", "fits", "ms", "a", "step", "samples/s", "MiB"]

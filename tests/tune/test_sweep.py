@@ -223,3 +223,24 @@ def test_options_go_to_the_loader(model):
 def test_nothing_to_train(model, options):
     with pytest.raises(OptionError, match="leave nothing to train"):
         sweep(model, **options)
+
+
+SGD = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+LOADER = torch.utils.data.DataLoader(TensorDataset(X, Y))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"make_optimizer": SGD}, r"make_optimizer is a SGD, .*lambda p: torch\.optim\.SGD\(p, lr"),
+        ({"make_optimizer": None}, "make_optimizer is a NoneType, .*torch.optim.SGD"),
+        ({"dataset": LOADER}, "dataset is a DataLoader, .*dataset=loader.dataset"),
+        ({"validation": LOADER}, "validation is a DataLoader, .*validation=loader.dataset"),
+        ({"batch_sizes": 64}, r"batch_sizes=64 is one size, .*or \(64,\) for one"),
+        ({"device": "gpu"}, r"device='gpu' .* Write sweep_batch_sizes\(\.\.\., device='cpu'\)"),
+    ],
+)
+def test_wrong_use_says_what_to_write(model, wrong, words):
+    given = {"make_optimizer": torch.optim.SGD, "dataset": TensorDataset(X, Y), **wrong}
+    with pytest.raises(OptionError, match=words):
+        sweep_batch_sizes(model, nn.CrossEntropyLoss(), show=False, **given)

@@ -20,6 +20,7 @@ from headrace.apply.sinks import Memory, Npy, Safetensors, Sink
 from headrace.data.progress import Progress
 from headrace.errors import OptionError, RowMismatchError, StateError
 from headrace.oom import batch_rows
+from headrace.train.devices import device_of
 from headrace.tree import leaves
 
 _FILES: dict[str, Callable[[Path], Sink]] = {
@@ -76,7 +77,7 @@ def map_batches(
 
     Raises:
         RowMismatchError: a result has not one row for each row.
-        OptionError: options that cannot be together, or change the order.
+        OptionError: options that cannot be together, or change the order; no such device.
         StateError: ``out`` was begun with something else.
         MemoryError: a single row does not fit.
     """
@@ -108,7 +109,7 @@ def map_batches(
 
 def _device(device: Any, module: torch.nn.Module | None, data: Any) -> torch.device:
     if device is not None:
-        return torch.empty(0, device=device).device  # "cuda" by its number
+        return device_of(device, "map_batches")
     owned = [] if module is None else [*module.parameters(), *module.buffers()]
     in_memory = leaves(data) if isinstance(data, (torch.Tensor, Mapping, tuple)) else []
     found = owned or [leaf for leaf in in_memory if isinstance(leaf, torch.Tensor)]

@@ -70,6 +70,26 @@ def launch(device: str, devices: int, precision: str, strategy: str) -> Fabric:
     return fabric
 
 
+def device_of(device: Any, function: str) -> torch.device:
+    """Return a device as torch has it, with its number: "cuda" is "cuda:0".
+
+    Args:
+        device: what was given to ``function`` as its ``device=``.
+        function: its name, for the message.
+
+    Raises:
+        OptionError: torch knows no such device, or finds none on this machine.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last of a torch without CUDA
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise OptionError(
+            f"device={device!r} is none that torch finds on this machine: {reason}. Write "
+            f"{function}(..., device='cpu'), 'cuda' or 'cuda:1', or leave device= out."
+        ) from None
+
+
 def _kind_and_number(device: str) -> tuple[str, str]:
     kind, _, number = device.partition(":")
     if kind == "auto":

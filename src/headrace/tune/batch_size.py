@@ -12,6 +12,7 @@ import torch
 from headrace.data.progress import Progress
 from headrace.errors import OptionError, TrainingError
 from headrace.oom import batch_rows, is_out_of_memory, release_memory
+from headrace.train.devices import device_of
 from headrace.tune.memory import PeakMemory, free_bytes
 from headrace.tune.snapshot import Snapshot
 from headrace.tune.table import as_text, mebibytes, number
@@ -135,9 +136,21 @@ def find_batch_size(
         min_gain: on the CPU, what share of samples/s a doubling must gain; None: memory only.
 
     Raises:
-        OptionError: limits that cannot be; a ``low`` of 1 where BatchNorm needs 2.
+        OptionError: limits that cannot be; no such device; what is no function; a ``low`` of 1
+            where BatchNorm needs 2.
         TrainingError: not even ``low`` fits.
     """
+    if not callable(step):
+        raise OptionError(
+            f"step is a {type(step).__name__}, not a function that trains on a batch. Write "
+            f"find_batch_size(step, make_batch), with def step(batch): ..."
+        )
+    if not callable(make_batch):
+        raise OptionError(
+            f"make_batch is a {type(make_batch).__name__}, not a function of a number of samples. "
+            f"Write find_batch_size(step, lambda n: default_collate([dataset[i] for i in "
+            f"range(min(n, len(dataset)))])), default_collate being torch.utils.data's."
+        )
     if not 1 <= low <= high or not 0 < memory_share <= 1:
         raise OptionError(
             f"low={low!r}, high={high!r}, memory_share={memory_share!r} leave nothing to try. "
@@ -160,7 +173,7 @@ def _device(
     optimizer: torch.optim.Optimizer | None,
 ) -> torch.device:
     if device is not None:
-        return torch.empty(0, device=device).device  # "cuda" by its number
+        return device_of(device, "find_batch_size")
     owned = [] if model is None else list(model.parameters())
     groups = [] if optimizer is None else optimizer.param_groups
     found = owned + [parameter for group in groups for parameter in group["params"]]

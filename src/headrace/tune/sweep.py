@@ -22,6 +22,7 @@ from headrace.extras import data_frame, import_extra
 from headrace.loader import DataLoader
 from headrace.oom import release_memory
 from headrace.train.batch import call_model, parts_of, samples_of, to_device, weight_of
+from headrace.train.devices import device_of
 from headrace.train.randomness import random_states, set_random_states
 from headrace.train.step import train_epoch, train_step
 from headrace.tune.memory import PeakMemory
@@ -183,15 +184,22 @@ def sweep_batch_sizes(
         loader_options: for the DataLoaders: ``num_workers=``, ``collate_fn=``, ...
 
     Raises:
-        OptionError: no sizes, no epochs.
+        OptionError: no sizes, no epochs, no such device; an optimizer in place of a function, a
+            loader in place of a dataset.
     """
+    _check(make_optimizer, dataset, validation)
+    if isinstance(batch_sizes, int):
+        raise OptionError(
+            f"batch_sizes={batch_sizes!r} is one size, and several are compared. Write "
+            f"sweep_batch_sizes(..., batch_sizes=(32, 64, 128)), or ({batch_sizes!r},) for one."
+        )
     sizes = list(batch_sizes)
     if not sizes or epochs < 1 or any(type(size) is not int or size < 1 for size in sizes):
         raise OptionError(
             f"batch_sizes={batch_sizes!r}, epochs={epochs!r} leave nothing to train. Write "
             f"sweep_batch_sizes(..., batch_sizes=(32, 64, 128), epochs=3)."
         )
-    place = torch.device(device) if device is not None else _device_of(model)
+    place = _device_of(model) if device is None else device_of(device, "sweep_batch_sizes")
     told_size = "batch_size" in signature(make_optimizer).parameters
     before = random_states(place)
     rows = []
@@ -217,6 +225,23 @@ def sweep_batch_sizes(
     if show:
         report.show()
     return report
+
+
+def _check(make_optimizer: Any, dataset: Any, validation: Any) -> None:
+    if not callable(make_optimizer):
+        kind = type(make_optimizer).__name__
+        known = kind if isinstance(make_optimizer, torch.optim.Optimizer) else "SGD"
+        raise OptionError(
+            f"make_optimizer is a {kind}, not a function: each size trains a copy of the model "
+            f"with an optimizer of its own. Write sweep_batch_sizes(model, loss_fn, "
+            f"lambda p: torch.optim.{known}(p, lr=0.1), dataset)."
+        )
+    for name, data in (("dataset", dataset), ("validation", validation)):
+        if isinstance(data, torch_data.DataLoader):
+            raise OptionError(
+                f"{name} is a DataLoader, whose batch size is fixed. Give its dataset, and its "
+                f"options by name: sweep_batch_sizes(..., {name}=loader.dataset, num_workers=2)."
+            )
 
 
 def _device_of(model: nn.Module) -> torch.device:
