@@ -166,3 +166,8 @@ def test_how_processes_start_is_asked_without_settling_it():
 def test_another_word_than_auto():
     with pytest.raises(headrace.OptionError, match="num_workers='Auto' is no count"):
         DataLoader([1], num_workers="Auto")
+
+
+def test_a_small_batch_is_written_in_bytes() -> None:
+    why = decide(Cost(1e-3, 1e-3, 1e-3, 640, False), 2, 10, "auto").why
+    assert why.startswith("a batch of 640 bytes takes 1 ms")

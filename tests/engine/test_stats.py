@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, TensorDataset
 
 from headrace import DataLoader, Statistics
+from headrace.engine.stats import in_units
 
 WIDTH = 100
 
@@ -159,3 +160,39 @@ def test_do_not_count_the_time_of_the_training(build: Any) -> None:
             pass
     assert loader.statistics().fetch_s > 0
     assert loader.statistics().wait_s < 0.15
+
+
+def test_print_as_one_line_and_keep_their_repr() -> None:
+    seen = Statistics("gather", 1, 438, 14_000, 1_258_291, 0.0120001, 0.04, 0, 0)
+    assert str(seen) == (
+        "438 batches, 14,000 samples, 1.2 MiB; waited 12 ms, fetched 40 ms; gathered in this "
+        "process"
+    )
+    assert repr(seen).startswith("Statistics(path='gather', epochs=1, batches=438")
+    troubled = dataclasses.replace(seen, path="process", batches=1, skipped=3, restarts=1)
+    assert str(troubled).startswith("1 batch, ")
+    assert str(troubled).endswith("worker processes; 3 samples skipped; 1 worker replaced")
+    assert str(DataLoader([]).statistics()) == (
+        "0 batches, 0 samples, 0 bytes; waited 0 ms, fetched 0 ms; nothing loaded yet"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "written"),
+    [
+        (640, "640 bytes"),
+        (1000, "0.977 KiB"),
+        (1536, "1.5 KiB"),
+        (1000 << 10, "0.977 MiB"),
+        (3 << 20, "3 MiB"),
+        (1000 << 20, "0.977 GiB"),
+        (1500 << 30, "1,500 GiB"),
+    ],
+)
+def test_sizes_are_written_in_the_unit_that_fits(size: int, written: str) -> None:
+    assert in_units(size) == written
+
+
+def test_times_are_written_in_the_unit_that_fits() -> None:
+    seen = Statistics("gather", 1, 1, 1, 1, 0.9999, 75.25, 0, 0)
+    assert "waited 1 s, fetched 75.2 s" in str(seen)

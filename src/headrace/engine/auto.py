@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset
 
 from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.lease import Pool
+from headrace.engine.stats import in_units
 from headrace.engine.task import Done, Failed, Task
 from headrace.machine import available_cores
 from headrace.rng import BorrowedGenerators, ProcessGenerators, mix
@@ -109,7 +110,7 @@ def decide(
     lock_s = cost.lock_s if cores == 1 else cost.lock_s * _CONTENTION
     thread = batches * (max(lock_s, cost.batch_s / cores) + _THREAD_BATCH_S)
     told = (
-        f"a batch of {cost.size_bytes / 2**20:.2g} MiB takes {cost.batch_s * 1e3:.3g} ms, "
+        f"a batch of {in_units(cost.size_bytes)} takes {cost.batch_s * 1e3:.3g} ms, "
         f"{_share(cost.cpu_s, cost.batch_s)} of it computing and "
         f"{_share(cost.lock_s, cost.batch_s)} under the interpreter's lock; an epoch would take "
         f"{inline:.2g} s in this thread, {thread:.2g} s in {cores} threads, {process:.2g} s in "

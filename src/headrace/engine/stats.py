@@ -45,6 +45,49 @@ class Statistics:
     skipped_samples: tuple[SkippedSample, ...] = ()
     why: str = ""
 
+    def __str__(self) -> str:
+        """Return one line: what was handed out, what it took, and who made it."""
+        parts = [
+            f"{_counted(self.batches, 'batch', 'batches')}, {_counted(self.samples, 'sample')}, "
+            f"{in_units(self.size_bytes)}",
+            f"waited {_time(self.wait_s)}, fetched {_time(self.fetch_s)}",
+            _PATHS.get(self.path, "nothing loaded yet"),
+        ]
+        if self.skipped:
+            parts.append(f"{_counted(self.skipped, 'sample')} skipped")
+        if self.restarts:
+            parts.append(f"{_counted(self.restarts, 'worker')} replaced")
+        return "; ".join(parts)
+
+
+_PATHS = {
+    "gather": "gathered in this process",
+    "gather-thread": "gathered in a background thread",
+    "inline": "sample by sample in this process",
+    "thread": "sample by sample in worker threads",
+    "process": "sample by sample in worker processes",
+    "torch": "made by torch's own loader, which counts nothing",
+}
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
+
+
+def in_units(size_bytes: float) -> str:
+    """Write a number of bytes with three digits: "512 bytes", "1.5 KiB", "14,000 MiB"."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} bytes"
+    size, unit = next(
+        ((size_bytes / 2**k, u) for k, u in ((10, "KiB"), (20, "MiB")) if size_bytes < 1000 << k),
+        (size_bytes / 2**30, "GiB"),
+    )
+    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
+
 
 _LISTED = 1000  # entries of skipped_samples: exceptions hold text, and epochs are many
 

@@ -15,8 +15,12 @@ class WrappedError(ExceptionWrapper):
 
     def __init__(self, error: BaseException, where: str) -> None:
         self.notes = [str(note) for note in getattr(error, "__notes__", ())]
+        if self.notes:
+            error.__notes__ = []  # they travel on their own, and the text below would repeat them
         trace = (type(error), error, error.__traceback__)
         super().__init__(trace, where)  # type: ignore[no-untyped-call]
+        if self.notes:
+            error.__notes__ = self.notes
         self.fields: dict[str, Any] = {}
         if isinstance(error, CollateError):
             self.fields = {name: vars(error)[name] for name in ("positions", "path", "indices")}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 import types
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -146,6 +147,9 @@ def test_notes_of_the_user_arrive_once_each() -> None:
 
     _, [error] = loop(Numbers(8, raising(noted)))
     assert error.__notes__.count("look at the file") == 1
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("look at the file") == 1
+    assert shown.count("headrace: while fetching dataset index 5") == 1
 
 
 def test_notes_that_are_no_strings_do_no_harm() -> None:
