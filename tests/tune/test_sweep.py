@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import TensorDataset
 
 from headrace import OptionError
-from headrace.tune import SweepRow, sweep_batch_sizes
+from headrace.tune import SweepReport, SweepRow, sweep_batch_sizes
 from headrace.tune.sweep import _advice
 
 torch.manual_seed(0)
@@ -200,6 +200,22 @@ def test_shown_as_a_table_a_frame_and_a_picture(model, capsys, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     for known in (report, sweep(model, epochs=1, accuracy=lambda outputs, targets: None)):
         known.plot(tmp_path / "other.png")
+
+
+def test_the_picture_has_ticks_of_one_kind_and_whole_marks(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self))
+    rows = [SweepRow(8, 900.0, 1, None, 0.1, 0.1, 0.5), SweepRow(2048, 14e4, 1, None, 0, 0, 0.75)]
+    SweepReport(tuple(rows), rows[0], "", 1).plot(tmp_path / "sweep.png")
+    speed, quality = drawn[0].axes
+    ticks = [label.get_text() for label in speed.get_yticklabels()]
+    assert "100,000" in ticks
+    assert "100000" not in ticks
+    assert "0.50" in [label.get_text() for label in quality.get_yticklabels()]
+    assert [label.get_text() for label in speed.get_xticklabels()] == ["8", "2,048"]
+    assert not any(line.get_clip_on() for axes in (speed, quality) for line in axes.lines)
 
 
 def test_options_go_to_the_loader(model):

@@ -121,11 +121,14 @@ class SweepReport:
 
 
 def _draw(axes: Any, sizes: list[int], values: list[Any], title: str, best: SweepRow) -> None:
-    axes.plot(sizes, values, "o-", color="#1f7a8c")
+    whole = {"clip_on": False, "zorder": 3}  # a mark on the axis is not cut in half
+    axes.plot(sizes, values, "o-", color="#1f7a8c", **whole)
     place = sizes.index(best.batch_size)
-    axes.plot(sizes[place], values[place], "o", color="#d1603d", markersize=10, zorder=3)
+    axes.plot(sizes[place], values[place], "o", color="#d1603d", markersize=10, **whole)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    if max(values) >= 1000:
+        axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.minorticks_off()
     axes.set_xlabel("batch size")
     axes.set_title(title, loc="left")
