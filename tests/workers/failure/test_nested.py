@@ -1,6 +1,8 @@
 """Loaders inside the loops of others, inside datasets, inside threads."""
 
+import os
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -82,6 +84,26 @@ def test_loaders_in_threads() -> None:
     for thread in threads:
         thread.join()
     assert got == {number: [WHOLE] * 3 for number in range(4)}
+
+
+def test_loaders_in_threads_fork_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, under_way, most = os.fork, [0], [0]
+
+    def slow_fork() -> int:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        time.sleep(0.02)
+        pid = fork()
+        under_way[0] -= 1
+        return pid
+
+    monkeypatch.setattr(os, "fork", slow_fork)
+    threads = [threading.Thread(target=lambda: list(loader_of())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
 
 
 def test_an_iterator_made_in_a_thread_lives_on_in_another() -> None:

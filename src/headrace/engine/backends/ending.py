@@ -66,14 +66,18 @@ def _await_exit(pidfds: list[int], limit_s: float) -> None:
 
 backends: weakref.WeakSet[Ending] = weakref.WeakSet()
 _our_forks: set[int] = set()  # threads that are forking a worker
+_one_fork = threading.Lock()
 _exiting = False
 
 
 @contextlib.contextmanager
 def forking(method: str) -> Iterator[None]:
-    """Mark a fork as ours: the child is a worker, not a fork that the user made."""
+    """Mark a fork as ours: the child is a worker, not a fork that the user made.
+
+    One at a time: a library that watches over forks (filelock 4) refuses two at once.
+    """
     thread = threading.get_ident()
-    with _ctrl_c_later(method):
+    with _one_fork, _ctrl_c_later(method):
         _our_forks.add(thread)
         try:
             yield
@@ -108,6 +112,8 @@ def _ctrl_c_later(method: str) -> Iterator[None]:
 
 def _after_fork_in_child() -> None:
     """Disown the workers: multiprocessing's exit handler would terminate them from the child."""
+    global _one_fork
+    _one_fork = threading.Lock()  # its owner, in the parent, will not release this one
     ours = threading.get_ident() in _our_forks
     _our_forks.clear()
     if not ours:
