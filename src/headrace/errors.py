@@ -7,6 +7,7 @@
     │   ├── ShapeMismatchError          (RuntimeError)
     │   ├── MissingKeyError             (KeyError)
     │   └── NotCollatableError          (TypeError)
+    │       └── MixedKindsError         (RuntimeError) samples of several kinds, or None
     ├── SampleIndexError                (IndexError)   an index outside the dataset
     ├── ArrayMismatchError              (ValueError)   arrays of different lengths
     ├── ArrayTypeError                  (TypeError)    arrays that no tensor can hold
@@ -15,6 +16,7 @@
     ├── DatasetStoppedError             (RuntimeError) StopIteration from a map-style dataset
     ├── TooManySkippedError             (RuntimeError) more samples raised than max_errors= allows
     ├── OptionError                     (ValueError)   a loader option that cannot be
+    │   └── OptionTypeError             (TypeError)    one of a type that it cannot have
     ├── StateError                      (ValueError)   a state that does not fit the loader
     ├── WorkerDiedError                 (RuntimeError) a worker process is gone for good
     ├── WorkerTimeoutError              (RuntimeError) no batch within ``timeout=``
@@ -79,6 +81,13 @@ class NotCollatableError(CollateError, TypeError):
     """A sample of a type that the default collation does not know."""
 
 
+class MixedKindsError(NotCollatableError, RuntimeError):
+    """Samples that cannot be stacked as one is a tensor, say, and another None.
+
+    torch's own error is a TypeError for some kinds and a RuntimeError for others.
+    """
+
+
 class SampleIndexError(HeadraceError, IndexError):
     """An index that the dataset does not have."""
 
@@ -109,6 +118,10 @@ class TooManySkippedError(HeadraceError, RuntimeError):
 
 class OptionError(HeadraceError, ValueError):
     """An option of the loader that cannot be, alone or with the others."""
+
+
+class OptionTypeError(TypeError, OptionError):
+    """An option of a type that it cannot have: a TypeError, as in torch."""
 
 
 class StateError(HeadraceError, ValueError):

@@ -19,7 +19,13 @@ import torch
 from torch.utils.data import _utils
 from torch.utils.data import default_collate as torch_default_collate
 
-from headrace.errors import CollateError, MissingKeyError, NotCollatableError, ShapeMismatchError
+from headrace.errors import (
+    CollateError,
+    MissingKeyError,
+    MixedKindsError,
+    NotCollatableError,
+    ShapeMismatchError,
+)
 from headrace.memory import alloc, is_made_in_place
 from headrace.tree import TORCH_DTYPES, is_namedtuple
 
@@ -107,13 +113,6 @@ def _collate(batch: Sequence[Any]) -> Any:
         _remedy(first),
         (0,),
     )
-
-
-class MixedKindsError(NotCollatableError, RuntimeError):
-    """Samples that cannot be stacked as one is a tensor, say, and another None.
-
-    torch's own error is a TypeError for some kinds and a RuntimeError for others.
-    """
 
 
 def _check_alike(batch: Sequence[Any], said: str = "") -> None:

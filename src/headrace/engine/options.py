@@ -16,7 +16,7 @@ from torch.utils.data import SequentialSampler
 
 from headrace.engine.fetch import Recipe
 from headrace.engine.samplers import generators_of
-from headrace.errors import OptionError
+from headrace.errors import OptionError, OptionTypeError
 from headrace.sampling.planned import PlannedBatchSampler
 from headrace.sampling.ranks import Shard
 
@@ -72,10 +72,6 @@ def is_forked(given: Any) -> bool:
     context = torch.multiprocessing.get_context() if given is None else given
     method = context.get_start_method(allow_none=True)
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
-
-
-class OptionTypeError(TypeError, OptionError):
-    """An option of a type that it cannot have: a TypeError, as in torch."""
 
 
 def workers_of(value: Any) -> Any:
