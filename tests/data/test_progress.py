@@ -56,6 +56,15 @@ def test_lines_where_there_is_no_terminal(
     assert lines[-1] == f"headrace: indexing x.txt: {line}"
 
 
+def test_the_last_line_comes_once(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("reading", 3, "rows") as shown:
+        now[0] = 60.0
+        shown.advance(3)
+    assert capsys.readouterr().err == "headrace: reading: 3 of 3 rows\n"
+
+
 def test_nothing_is_said_to_be_done_where_it_failed(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import torch.utils.data
 from torch import nn
 
 from headrace import DataLoader, TensorDataset
-from headrace.errors import TrainingError
+from headrace.errors import OptionError, TrainingError
 from headrace.train import train_epoch, train_step
 
 X = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -96,3 +96,8 @@ def test_a_step_puts_the_model_into_training_mode():
     model, optimizer = parts()
     train_step((X, Y), model.eval(), nn.MSELoss(), optimizer)
     assert model.training
+
+
+def test_a_device_that_is_none_is_an_error_of_ours():
+    with pytest.raises(OptionError, match=r"train_epoch\(..., device='cpu'\)"):
+        train_epoch([], print, device="gpu")

@@ -34,6 +34,7 @@ class Progress:
         self._next = time.monotonic() + _SILENT_S
         self._bar: Any = None
         self._started = False
+        self._told = -1  # units, in the last line
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +56,9 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if self._told == self._done:
+            return
+        self._told = self._done
         whole = "" if self._total is None else f" of {self._total:,}"
         count = f"{self._done:,}{whole} {self._unit}"
         print(f"headrace: {self._what}: {count}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headrace.errors import TrainingError
 from headrace.train.batch import Weight, call_model, parts_of, samples_of, to_device
 from headrace.train.checks import check_loader
+from headrace.train.devices import device_of
 
 
 def train_step(
@@ -66,11 +67,11 @@ def train_epoch(
         the mean loss, read from the device once, at the end.
 
     Raises:
-        OptionError: the loader is a dataset or a tensor.
+        OptionError: the loader is a dataset or a tensor, or the device is none.
         TrainingError: the loader gave no batch, or ``step`` no loss.
     """
     check_loader("loader", loader)
-    device = torch.device(device)
+    device = device_of(device, "train_epoch")
     total: Any = 0.0
     weights: Any = 0.0
     for batch in loader:
