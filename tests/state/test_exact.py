@@ -47,6 +47,8 @@ def test_every_order_goes_on_at_every_step(order, data):
 @example("augmented", 17, "custom, lazy", 4, 2, 0, False, (0, 2))
 @example("augmented", 32, "custom, lazy", 6, 2, 0, True, (0, 3))
 @example("columns", 33, "custom, lazy", 2, 1, 2, True, (1, 5))
+@example("augmented", 24, "stateful", 8, 0, 0, False, (0, 3))
+@example("augmented", 24, "stateful", 8, 2, 1, False, (0, 3))
 @given(
     data=st.sampled_from(["augmented", "columns"]),
     n=st.integers(1, 40),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -78,6 +79,13 @@ class Order:
                 break
             if number >= steps:
                 self._kept.append(batch)
+
+    def has_ended(self) -> bool:
+        """Ask a custom sampler, behind its last index batch, for its end; say whether it came."""
+        if not self._ended and not self._kept:
+            with suppress(StopIteration):
+                self._kept.append(self._draw())
+        return self._ended
 
     def end(self) -> None:
         """Ask for nothing more: all of this epoch was handed out."""

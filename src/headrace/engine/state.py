@@ -90,10 +90,15 @@ class Progress:
         self.streams[worker]["dataset"] = state
         self.next_worker = (worker + 1) % len(self.streams)
 
-    def sampler_state(self, position: int) -> Any:
-        """Return what the sampler said behind ``position`` steps; None where it cannot be known."""
+    def sampler_state(self, position: int, all_given: bool) -> Any:
+        """Return what the sampler said behind ``position`` steps; None where it cannot be known.
+
+        Behind the last one that is what it says at its end: it may count epochs there.
+        """
         if self.sampler is None:
             return None
+        if all_given and self.order.has_ended():
+            return self.sampler.state_dict()
         if not self.finished and position - 1 in self.sampler_states:
             return self.sampler_states[position - 1]
         # Steps that are made when they are due are never noted: it stands where the loop does.
@@ -161,7 +166,10 @@ def describe(
             streams=copy.deepcopy(progress.streams),
             next_worker=progress.next_worker,
         )
-    sampler_state = progress.sampler_state(position)
+    all_given = status == RUNNING and state["samples"] == shape.length is not None
+    sampler_state = progress.sampler_state(position, all_given)
+    if all_given:  # a sampler may draw at its end
+        state["generators"] = [encode(generator.get_state()) for generator in generators]
     if sampler_state is not None:
         state["sampler_state"] = copy.deepcopy(sampler_state)
     return state
