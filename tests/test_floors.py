@@ -20,7 +20,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "headrace"
 FLOORS = [
     (
         "ground: no threads, no user code",
-        {"errors", "extras", "tree", "rng", "memory", "notices", "oom", "machine"},
+        {"errors", "extras", "tree", "rng", "memory", "notices", "oom", "machine", "sized"},
     ),
     ("what, in which order, in which groups", {"data", "sampling", "collate"}),
     ("movement", {"engine"}),

@@ -33,7 +33,7 @@ from headrace.engine.options import (
 )
 from headrace.engine.pinning import target_device
 from headrace.engine.ranks import ShardOption, which_rank
-from headrace.engine.samplers import batch_size_of, generators_of, length_of, order_sampler
+from headrace.engine.samplers import batch_size_of, generators_of, order_sampler
 from headrace.engine.session import Session
 from headrace.engine.shared import AVAILABLE
 from headrace.engine.state import Shape
@@ -42,6 +42,7 @@ from headrace.errors import OptionError
 from headrace.iterator import LoaderIterator
 from headrace.sampling.random import RandomSampler, uses_bijection
 from headrace.sampling.ranks import Shard, Uneven, rank_batch_size
+from headrace.sized import length_of
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -357,7 +358,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def _choose_workers(self) -> None:
         """Settle ``num_workers="auto"``, once."""
         self._to_measure = False
-        length = None if isinstance(self.dataset, IterableDataset) else self._steps()
+        length = None if isinstance(self.dataset, IterableDataset) else length_of(self)
         size = batch_size_of(self.batch_sampler) if self.batch_sampler is not None else None
         trial = partial(trial_batches, self.dataset, size or 32 if self._auto_collation else None)
         choice = choose(
@@ -370,12 +371,6 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         )
         self.backend, self.num_workers = choice.backend, choice.num_workers
         self._session.totals.why = choice.why
-
-    def _steps(self) -> int | None:
-        try:
-            return len(self)
-        except TypeError:  # a sampler without a length
-            return None
 
     def _check_left_to_torch(self) -> None:
         """Refuse what torch's own iterator would pass over in silence."""

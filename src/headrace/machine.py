@@ -1,4 +1,4 @@
-"""What this process may use: cores and memory, within the limits of its container."""
+"""What this process may use: cores and memory within the limits of its container, devices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+from headrace.errors import OptionError
 
 _ROOT = Path("/")
 _UNLIMITED = sys.maxsize
@@ -34,6 +38,45 @@ def available_memory_bytes() -> int:
     if not free and hasattr(os, "sysconf"):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(0, min([free or _UNLIMITED, *_memory_left()]))
+
+
+def device_here(device: str | int | torch.device, function: str) -> torch.device:
+    """Return a device that torch finds on this machine.
+
+    Args:
+        device: what was given to ``function`` as its ``device=``.
+        function: its name, for the message.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    try:
+        target = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device={device!r} is no device: {reason}. Write {function}(..., device='cpu'), "
+            f"'cuda' or 'cuda:1'."
+        ) from None
+    if target.type in ("cpu", "meta"):
+        return target
+    try:
+        count = torch.get_device_module(target).device_count()
+    except (RuntimeError, AttributeError):
+        count = 0
+    kind = target.type
+    if count == 0:
+        raise OptionError(
+            f"device={str(device)!r} is not here: torch sees no {kind} device on this machine. "
+            f"Write {function}(..., device='cpu'), or leave device= out."
+        )
+    if target.index is not None and target.index >= count:
+        last = "" if count == 1 else f" to {kind}:{count - 1}"
+        raise OptionError(
+            f"device={str(device)!r} is not here: torch sees {kind}:0{last}. "
+            f"Write {function}(..., device='{kind}:0')."
+        )
+    return target
 
 
 def _quotas() -> Iterator[float]:

@@ -99,5 +99,5 @@ def test_a_step_puts_the_model_into_training_mode():
 
 
 def test_a_device_that_is_none_is_an_error_of_ours():
-    with pytest.raises(OptionError, match=r"train_epoch\(..., device='cpu'\)"):
+    with pytest.raises(OptionError, match=r"is no device: .* Write train_epoch\("):
         train_epoch([], print, device="gpu")

@@ -19,6 +19,7 @@ from headrace.data.gather import Gatherer, columns
 from headrace.errors import ArrayMismatchError, OptionError
 from headrace.loader import DataLoader
 from headrace.sampling import RandomSampler
+from headrace.sized import length_of
 from headrace.tree import is_namedtuple, leaves, map_leaves
 
 _BATCH_BYTES = 1 << 20
@@ -109,15 +110,7 @@ def _given(loader: Any, batch_size: Any, options: dict[str, Any]) -> Feed:
             "DataLoader(dataset, drop_last=False, in_order=True)."
         )
     plain = type(loader.batch_sampler) is torch_data.BatchSampler
-    return Feed(loader, None, len(loader.sampler) if plain and _sized(loader.sampler) else None)
-
-
-def _sized(value: Any) -> bool:
-    try:
-        len(value)
-    except TypeError:
-        return False
-    return True
+    return Feed(loader, None, length_of(loader.sampler) if plain else None)
 
 
 def _check_options(batch_size: Any, options: dict[str, Any]) -> None:

@@ -93,11 +93,7 @@ def open_npz(path: PathLike, names: Sequence[str] | None) -> dict[str, Array]:
                 name: _from_archive(archive, members[name], place)
                 for name in _chosen(names, members, place)
             }
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-    ) as error:  # the last: encrypted, says zipfile
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last: it is encrypted
         if isinstance(error, HeadraceError):
             raise
         raise SourceError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headrace.engine.lease import memory_at
-from headrace.errors import OptionError
+from headrace.machine import device_here
 from headrace.notices import warn_user
 
 _PORTABLE = 1  # cudaHostRegisterPortable: locked for all devices
@@ -52,34 +52,8 @@ def target_device(device: str | int | torch.device | None) -> torch.device | Non
     """
     if device is None:
         return None
-    try:
-        target = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(
-            f"device={device!r} is no device: {reason}. Write DataLoader(..., device='cuda')."
-        ) from None
-    if target.type == "cpu":
-        return None
-    if target.type == "meta":
-        return target
-    try:
-        count = torch.get_device_module(target).device_count()
-    except (RuntimeError, AttributeError):
-        count = 0
-    kind = target.type
-    if count == 0:
-        raise OptionError(
-            f"device={str(device)!r} is not here: torch sees no {kind} device on this machine. "
-            f"Write DataLoader(..., device='cpu'), or leave device= out."
-        )
-    if target.index is not None and target.index >= count:
-        last = "" if count == 1 else f" to {kind}:{count - 1}"
-        raise OptionError(
-            f"device={str(device)!r} is not here: torch sees {kind}:0{last}. "
-            f"Write DataLoader(..., device='{kind}:0')."
-        )
-    return target
+    target = device_here(device, "DataLoader")
+    return None if target.type == "cpu" else target
 
 
 class CudaPages:

@@ -38,14 +38,6 @@ def batch_size_of(batch_sampler: Any) -> int | None:
     return batch_sampler.batch_size if type(batch_sampler) is BatchSampler else None
 
 
-def length_of(sized: Any) -> int | None:
-    """Return a length, None where there is none to be had."""
-    try:
-        return len(sized)
-    except (TypeError, NotImplementedError):
-        return None
-
-
 def stateful(index_sampler: Any) -> Any:
     """Return the sampler that can say where it stands: the batch sampler, or the one inside."""
     for sampler in (index_sampler, getattr(index_sampler, "sampler", None)):

@@ -129,14 +129,14 @@ def samples_of(batch: Any) -> int:
     )
 
 
-def weight_of(loss_fn: Any) -> Weight:
+def weight_of(loss_fn: Any, *, class_weights: bool = True) -> Weight:
     """Return how much a batch weighs in a mean loss: what the loss function itself divides by.
 
     That is its samples; for cross-entropy over classes its targets that are not ignored, each
     with its class weight, so that a mean over tokens stays one over several batches.
     """
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return _CountTargets(loss_fn.ignore_index, loss_fn.weight)
+        return _CountTargets(loss_fn.ignore_index, loss_fn.weight if class_weights else None)
     if loss_fn in (functional.cross_entropy, functional.nll_loss):
         return _CountTargets(-100, None)
     return samples_of

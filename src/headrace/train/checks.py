@@ -60,13 +60,6 @@ def check_loss_module(loss_fn: nn.Module, ranks: int) -> None:
         )
 
 
-def without_class_weights(loss_fn: Any) -> Any:
-    """Return a loss whose weight of a batch is its targets: class weights are the loss's only."""
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) and loss_fn.weight is not None:
-        return nn.CrossEntropyLoss(ignore_index=loss_fn.ignore_index)
-    return loss_fn
-
-
 def check_clip_norm(value: Any) -> None:
     """Check that a norm can be one.
 

@@ -14,6 +14,7 @@ import torch
 
 from headrace.errors import OptionError
 from headrace.extras import import_extra
+from headrace.machine import device_here
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -80,14 +81,7 @@ def device_of(device: Any, function: str) -> torch.device:
     Raises:
         OptionError: torch knows no such device, or finds none on this machine.
     """
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, TypeError, AssertionError) as error:  # the last of a torch without CUDA
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise OptionError(
-            f"device={device!r} is none that torch finds on this machine: {reason}. Write "
-            f"{function}(..., device='cpu'), 'cuda' or 'cuda:1', or leave device= out."
-        ) from None
+    return torch.empty(0, device=device_here(device, function)).device
 
 
 def _kind_and_number(device: str) -> tuple[str, str]:
@@ -100,17 +94,7 @@ def _kind_and_number(device: str) -> tuple[str, str]:
             f"device={device!r} is none that a Trainer trains on: 'auto', 'cpu', 'cuda', 'cuda:1' "
             f"or 'mps'. Write Trainer(..., device='auto')."
         )
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if not there[kind]:
-        raise OptionError(
-            f"device={device!r}, and torch finds no such device on this machine. Write "
-            f"Trainer(..., device='auto'), or install the torch that is made for it."
-        )
-    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise OptionError(
-            f"device={device!r}, and this machine has {torch.cuda.device_count()}, counted from 0. "
-            f"Write Trainer(..., device='cuda:0')."
-        )
+    device_here(f"{kind}:{number}" if number else kind, "Trainer")
     return kind, "" if kind == "cpu" else number  # there is one CPU, "cpu:0" in torch's terms
 
 

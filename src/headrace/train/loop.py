@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from headrace.errors import StateError, TrainingError
+from headrace.sized import length_of
 from headrace.train.checkpoint import Checkpoints, load, step_of
 from headrace.train.history import History
 from headrace.train.progress import Progress
 from headrace.train.randomness import loader_generators, random_states, set_random_states
 from headrace.train.ranks import tell_epoch
+from headrace.train.schedule import steps_of_epoch
 from headrace.train.sigterm import EXIT_CODE, Sigterm
 from headrace.train.storable import pack, unpack
 from headrace.tree import size_bytes
@@ -129,7 +131,7 @@ class Fit:
         trainer, position = self.trainer, self.position
         epoch, started = position.epoch, time.perf_counter()
         trainer.call("on_epoch_start", epoch)
-        self.progress.begin_epoch(epoch, self._steps_of_epoch())
+        self.progress.begin_epoch(epoch, steps_of_epoch(self.train_loader, trainer.accumulate))
         self._train(epoch)
         trainer.guards.after_epoch(self.train_loader, time.perf_counter() - started)
         if not position.weight:
@@ -137,7 +139,7 @@ class Fit:
         values = {"loss": position.loss / position.weight}
         if self.val_loader is not None:
             self.ranks.share_buffers(self.updater.model)
-            self.progress.begin_validation(_length(self.val_loader))
+            self.progress.begin_validation(length_of(self.val_loader))
             found = trainer.run_evaluation(self.val_loader, self.progress.validation_step)
             values |= {f"val_{name}": value for name, value in found.items()}
         self._schedule_epoch(values)
@@ -252,10 +254,6 @@ class Fit:
             scheduler.step()
 
     # ---- where batches come from
-
-    def _steps_of_epoch(self) -> int | None:
-        batches = _length(self.train_loader)
-        return None if batches is None else -(-batches // self.trainer.accumulate)
 
     def _batches(self, epoch: int) -> Iterator[Any]:
         """Return the epoch's batches, or those that a resumed one has left."""
@@ -414,13 +412,6 @@ class _Asked(Sequence[Any]):
 
 def _keeps_state(loader: Any) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def _load(path: Path, name: str, holder: Any, state: Any) -> None:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from headrace.errors import OptionError, StateError
+from headrace.sized import length_of
 from headrace.train.guards.finding import Finding
 
 _NOTHING_LEFT = 1e-7  # of the learning rate: smaller steps than float32 can tell from none
@@ -50,10 +51,8 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
 
 def steps_of_epoch(loader: Any, accumulate: int) -> int | None:
     """Return the optimizer's steps in an epoch, None where the loader does not know its length."""
-    try:
-        return -(-len(loader) // accumulate)
-    except (TypeError, NotImplementedError):
-        return None
+    batches = length_of(loader)
+    return None if batches is None else -(-batches // accumulate)
 
 
 def check_duration(scheduler: Any, every: str, steps: int | None, epochs: int) -> Finding | None:

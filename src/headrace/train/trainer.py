@@ -26,7 +26,6 @@ from headrace.train.checks import (
     check_loss_module,
     check_training,
     count,
-    without_class_weights,
 )
 from headrace.train.devices import launch
 from headrace.train.guards import Guards
@@ -123,7 +122,9 @@ class Trainer:
         self.device = fabric.device
         self.model = model
         self.weight = weight or weight_of(loss_fn)
-        self._metric_weight = weight or weight_of(without_class_weights(loss_fn))
+        self._counts = self.weight  # of metrics, where class weights are none of their business
+        if weight is None and getattr(loss_fn, "weight", None) is not None:
+            self._counts = weight_of(loss_fn, class_weights=False)
         self.loss_module = loss_fn if isinstance(loss_fn, nn.Module) else None
         if self.loss_module is not None:
             check_loss_module(self.loss_module, self.ranks.size)
@@ -244,7 +245,7 @@ class Trainer:
         total = torch.zeros((), dtype=kind, device=self.device)
         weights: Any = 0.0
         self._metrics.reset()
-        same = self._metric_weight is self.weight
+        same = self._counts is self.weight
         with self._mode(training=False), torch.inference_mode():
             for batch in loader:
                 weight = self.weight(batch)
@@ -257,7 +258,7 @@ class Trainer:
                     share = torch.where(weight == 0, 0, share)
                 total += share
                 weights = weights + weight
-                counts = weight if same else self._metric_weight(batch)
+                counts = weight if same else self._counts(batch)
                 self._metrics.update(outputs, targets, counts)
                 after_batch()
         loss_sum, weight_sum = self.ranks.sum([total.item(), float(weights)])

@@ -15,6 +15,7 @@ from headrace.errors import OptionError
 from headrace.loader import DataLoader
 from headrace.machine import available_cores
 from headrace.oom import batch_rows
+from headrace.sized import length_of
 from headrace.train.randomness import random_states, set_random_states
 from headrace.tune.clone import cloned
 from headrace.tune.table import as_text, number, show
@@ -200,7 +201,7 @@ def _measured(
             row, first_batch_s=first_batch_s, epoch_s=first_batch_s, note="one batch only"
         )
     elapsed = came[-1][0] - start
-    steps = _steps(loader)
+    steps = length_of(loader)
     return replace(
         row,
         first_batch_s=first_batch_s,
@@ -208,13 +209,6 @@ def _measured(
         waiting=None if step is None else sum(entry[1] for entry in counted) / elapsed,
         epoch_s=steps and first_batch_s + (steps - 1) * elapsed / len(counted),
     )
-
-
-def _steps(loader: DataLoader[Any]) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
 
 
 def _judged(rows: tuple[WorkersRow, ...], *, alone: bool = False) -> WorkersReport:

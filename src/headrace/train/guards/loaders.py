@@ -11,6 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from headrace.machine import available_cores
 from headrace.sampling.random import RandomSampler
+from headrace.sized import length_of
 from headrace.train.guards.batch_norm import training_batch_norms
 from headrace.train.guards.finding import Finding
 
@@ -25,7 +26,7 @@ def single_rows(loader: Any) -> str | None:
     ranks) is not foretold.
     """
     plain = type(getattr(loader, "batch_sampler", None)) is torch_data.BatchSampler
-    if not plain or getattr(loader, "shard", None) is not None or not _has_length(loader.sampler):
+    if not plain or getattr(loader, "shard", None) is not None or not length_of(loader.sampler):
         return None
     samples = len(loader.sampler)
     size = loader.batch_sampler.batch_size
@@ -40,13 +41,6 @@ def single_rows(loader: Any) -> str | None:
         f"the last batch of an epoch has one sample ({samples:,} = {samples // size:,} x {size} "
         f"+ 1). Write DataLoader(..., drop_last=True), or another size: batch_size={other}"
     )
-
-
-def _has_length(sampler: Any) -> bool:
-    try:
-        return len(sampler) > 0
-    except TypeError:
-        return False
 
 
 def foretell_batch_norm(
