@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from headrace import map_batches
+from headrace.oom import release_memory
 from headrace.tune import find_batch_size
 
 pytestmark = pytest.mark.gpu
@@ -46,7 +47,7 @@ def test_the_batch_size_fits_and_memory_is_given_back():
     optimizer = torch.optim.AdamW(model.parameters())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
-    torch.cuda.empty_cache()
+    release_memory("cuda")
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
     def step(x):
@@ -66,7 +67,7 @@ def test_the_batch_size_fits_and_memory_is_given_back():
     assert found.batch_size > 1
     assert any(not trial.fits for trial in found.trials)
     assert torch.cuda.memory_allocated() == allocated
-    assert torch.cuda.memory_reserved() == reserved
+    assert torch.cuda.memory_reserved() <= reserved
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert torch.equal(torch.cuda.get_rng_state(), states[1])
