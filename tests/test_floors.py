@@ -6,6 +6,7 @@ shown to fire, on a small house built wrongly on purpose.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,17 +20,22 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "headrace"
 # may use each other, as long as no cycle arises. A room that does not exist yet is fine.
 FLOORS = [
     (
-        "ground: no threads, no user code",
+        "ground",
         {"errors", "extras", "tree", "rng", "memory", "notices", "oom", "machine", "sized"},
     ),
-    ("what, in which order, in which groups", {"data", "sampling", "collate"}),
-    ("movement", {"engine"}),
-    ("the face", {"loader", "iterator", "testing"}),
-    ("uses the face", {"train", "tune", "apply"}),
-    ("top: parse, call, print, measure", {"cli", "bench", "__main__"}),
+    ("first", {"data", "sampling", "collate"}),
+    ("second: movement", {"engine"}),
+    ("third: the face", {"loader", "iterator", "testing"}),
+    ("fourth", {"train", "tune", "apply"}),
+    ("top", {"cli", "bench", "__main__"}),
 ]
 FLOOR_OF = {room: number for number, (_, rooms) in enumerate(FLOORS) for room in rooms}
 TOP = len(FLOORS) - 1
+
+# Inside the engine, lowest first: modules directly under engine/ are its hall, which every room
+# uses; the rooms are packages, and stand in the order in which a batch goes through them.
+ENGINE = [{"hall"}, {"order"}, {"making"}, {"ahead", "backends"}, {"epoch"}]
+ENGINE_FLOOR_OF = {room: number for number, rooms in enumerate(ENGINE) for room in rooms}
 
 # These use DataLoader as anybody would, never the machinery under it.
 FACE_ONLY = {"train": {"engine"}, "tune": {"engine"}, "apply": {"engine"}, "cli": {"engine"}}
@@ -46,7 +52,7 @@ MAX_LINES = 450
 class Import:
     """One imported module, as seen in one file."""
 
-    importer: str  # "headrace.engine.fetch"
+    importer: str  # "headrace.engine.making.fetch"
     target: str  # "headrace.data.gather", or "torch"
     line: int
     in_function: bool
@@ -70,6 +76,14 @@ def modules_of(root: Path) -> dict[str, Path]:
 def room_of(module: str) -> str:
     """The room a module stands in; the package itself, headrace/__init__.py, is ''."""
     return module.split(".")[1] if "." in module else ""
+
+
+def engine_room_of(module: str, packages: set[str]) -> str | None:
+    """The room of the engine that a module stands in, "hall" for those directly under engine/."""
+    parts = module.split(".")
+    if parts[1:2] != ["engine"] or len(parts) < 3:
+        return None
+    return parts[2] if ".".join(parts[:3]) in packages else "hall"
 
 
 def imports_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
@@ -131,6 +145,24 @@ def floor_violations(root: Path) -> list[str]:
             wrong.append(f"{found}: from the floor '{FLOORS[FLOOR_OF[there]][0]}' above its own")
         elif there in FACE_ONLY.get(here, set()):
             wrong.append(f"{found}: {here} uses the face only")
+    return wrong
+
+
+def engine_violations(root: Path) -> list[str]:
+    modules = modules_of(root)
+    packages = {name for name, path in modules.items() if path.name == "__init__.py"}
+    wrong = []
+    for module in modules:
+        room = engine_room_of(module, packages)
+        if room is not None and room not in ENGINE_FLOOR_OF:
+            wrong.append(f"{module}: engine/{room} has no floor in ENGINE")
+    for found in all_imports(root):
+        here = engine_room_of(found.importer, packages)
+        there = engine_room_of(found.target, packages)
+        if here == there or here not in ENGINE_FLOOR_OF or there not in ENGINE_FLOOR_OF:
+            continue
+        if ENGINE_FLOOR_OF[there] >= ENGINE_FLOOR_OF[here]:
+            wrong.append(f"{found}: engine/{here} stands below engine/{there}, or beside it")
     return wrong
 
 
@@ -197,6 +229,7 @@ def long_files(root: Path) -> list[str]:
 RULES = {
     "every room has its floor": unknown_rooms,
     "a file imports only floors below it": floor_violations,
+    "the engine's rooms are a staircase": engine_violations,
     "no import of headrace hides in a function": hidden_imports,
     "no import cycles": cycles,
     "importing headrace needs torch and NumPy only": eager_extras,
@@ -208,6 +241,29 @@ RULES = {
 def test_the_house_keeps(rule):
     wrong = RULES[rule](SRC)
     assert not wrong, f"{rule}:\n" + "\n".join(wrong)
+
+
+def rooms_drawn(text: str) -> dict[str, set[str]]:
+    """The rooms that the tables of CONTRIBUTING.md name, by floor."""
+    table = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    return {
+        cells[1].strip(): {
+            room.strip("/").removesuffix(".py") for room in re.findall(r"`([^`]+)`", cells[2])
+        }
+        for cells in table
+        if len(cells) > 3
+    }
+
+
+def test_the_house_is_drawn_as_it_is():
+    contributing = (SRC.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = rooms_drawn(contributing)
+    there = {room_of(module) for module in modules_of(SRC)} - {""}
+    for name, rooms in FLOORS:
+        assert drawn[name] == rooms & there
+    for rooms in ENGINE:
+        for room in rooms - {"hall"}:
+            assert f"`engine/{room}/`" in contributing, f"CONTRIBUTING.md draws no engine/{room}/"
 
 
 # Each rule on a house built wrongly: rule, its files, what the report must mention (None: the
@@ -237,7 +293,7 @@ HOUSES = [
     ),
     (
         "a file imports only floors below it",
-        {"train/loop.py": "from headrace.engine import window", "engine/window.py": ""},
+        {"train/loop.py": "from headrace.engine import window", "engine/epoch/window.py": ""},
         "face only",
     ),
     (
@@ -249,11 +305,46 @@ HOUSES = [
         "a file imports only floors below it",
         {
             "__init__.py": "from headrace.loader import DataLoader",
-            "loader.py": "from headrace.engine.window import Window",
-            "engine/window.py": "from .task import Task\nfrom headrace import errors",
+            "loader.py": "from headrace.engine.epoch.window import Window",
+            "engine/epoch/window.py": "from .task import Task\nfrom headrace import errors",
             "engine/task.py": "import headrace.errors",
             "errors.py": "",
             "cli/demo.py": "from headrace import DataLoader",
+        },
+        None,
+    ),
+    (
+        "the engine's rooms are a staircase",
+        {
+            "engine/task.py": "",
+            "engine/order/__init__.py": "",
+            "engine/order/ranks.py": "from headrace.engine.epoch.window import Window",
+            "engine/epoch/__init__.py": "",
+            "engine/epoch/window.py": "from headrace.engine.task import Task",
+        },
+        "headrace.engine.order.ranks:1 imports headrace.engine.epoch.window",
+    ),
+    (
+        "the engine's rooms are a staircase",
+        {
+            "engine/ahead/__init__.py": "",
+            "engine/ahead/transfer.py": "import headrace.engine.backends.base",
+            "engine/backends/__init__.py": "",
+            "engine/backends/base.py": "",
+        },
+        "or beside it",
+    ),
+    (
+        "the engine's rooms are a staircase",
+        {"engine/cellar/__init__.py": "", "engine/cellar/wine.py": ""},
+        "engine/cellar has no floor",
+    ),
+    (
+        "the engine's rooms are a staircase",
+        {
+            "engine/task.py": "",
+            "engine/epoch/__init__.py": "",
+            "engine/epoch/window.py": "from headrace.engine import task",
         },
         None,
     ),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 import headrace
 from headrace import DataLoader
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.order import Tasks
+from headrace.engine.epoch.window import Policy, Window
+from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done
-from headrace.engine.window import Policy, Window
 
 
 class Scales(Backend):

@@ -41,8 +41,8 @@ from headrace.data.gather import Gatherer, Leaf, columns
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.windows import SlidingWindows
-from headrace.engine.skip import SkippedSample
 from headrace.engine.stats import Statistics
+from headrace.engine.task import SkippedSample
 from headrace.errors import (
     ArrayMismatchError,
     ArrayTypeError,

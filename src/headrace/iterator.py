@@ -9,8 +9,8 @@ from torch.autograd import profiler
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
-from headrace.engine.pinning import pin_device, target_device
-from headrace.engine.transfer import Transfer
+from headrace.engine.ahead.pinning import pin_device, target_device
+from headrace.engine.ahead.transfer import Transfer
 from headrace.notices import warn_user
 
 _T_co = TypeVar("_T_co", covariant=True)

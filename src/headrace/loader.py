@@ -14,9 +14,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from headrace.data.shard import check_divisible, shard_of
 from headrace.data.tables import as_dataset
-from headrace.engine.auto import choose, trial_batches
-from headrace.engine.fetch import Recipe
-from headrace.engine.options import (
+from headrace.engine.ahead.pinning import target_device
+from headrace.engine.epoch.auto import choose, trial_batches
+from headrace.engine.epoch.options import (
     Options,
     batch_size_error,
     check_indexable,
@@ -31,12 +31,12 @@ from headrace.engine.options import (
     worker_context,
     workers_of,
 )
-from headrace.engine.pinning import target_device
-from headrace.engine.ranks import ShardOption, which_rank
-from headrace.engine.samplers import batch_size_of, generators_of, order_sampler
-from headrace.engine.session import Session
+from headrace.engine.epoch.session import Session
+from headrace.engine.making.fetch import Recipe
+from headrace.engine.order.ranks import ShardOption, which_rank
+from headrace.engine.order.samplers import batch_size_of, generators_of, order_sampler
+from headrace.engine.order.state import Shape
 from headrace.engine.shared import AVAILABLE
-from headrace.engine.state import Shape
 from headrace.engine.stats import Statistics
 from headrace.errors import OptionError
 from headrace.iterator import LoaderIterator

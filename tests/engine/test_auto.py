@@ -9,8 +9,8 @@ import torch
 
 import headrace
 from headrace import DataLoader
-from headrace.engine.auto import Cost, choose, decide, trial_batches
-from headrace.engine.options import is_forked
+from headrace.engine.epoch.auto import Cost, choose, decide, trial_batches
+from headrace.engine.epoch.options import is_forked
 
 MS = 1e-3
 

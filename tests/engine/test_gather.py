@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from headrace import ArrayDataset, DataLoader, Leaf, SampleIndexError
-from headrace.engine.gather import BLOCK_BYTES, MAX_BLOCK_BATCHES
+from headrace.engine.making.gather import BLOCK_BYTES, MAX_BLOCK_BATCHES
 from oracle import assert_programs_agree
 
 N = 40

@@ -4,10 +4,10 @@ import itertools
 from typing import Any
 
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.order import Tasks
+from headrace.engine.epoch.window import Policy, Window
+from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Task
-from headrace.engine.window import Policy, Window
 
 
 class Script(Backend):

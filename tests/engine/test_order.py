@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
-from headrace.engine.order import Order, Tasks, whole_batches
+from headrace.engine.order.order import Order, Tasks, whole_batches
 
 moderate = settings(max_examples=60, deadline=None, derandomize=True)
 

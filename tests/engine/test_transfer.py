@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Dataset, TensorDataset
 
 from headrace import DataLoader
+from headrace.engine.ahead.pinning import CudaPages, target_device
+from headrace.engine.ahead.transfer import Transfer
 from headrace.engine.lease import Memory, Pool, memory_at
-from headrace.engine.pinning import CudaPages, target_device
-from headrace.engine.transfer import Transfer
 from headrace.errors import OptionError
 
 META = torch.device("meta")

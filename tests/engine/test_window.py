@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.order import Tasks
+from headrace.engine.epoch.window import SLOW_S, Policy, Window
+from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Task
-from headrace.engine.window import SLOW_S, Policy, Window
 from headrace.errors import WorkerTimeoutError
 
 many = settings(

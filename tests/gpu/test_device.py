@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from headrace import DataLoader
+from headrace.engine.ahead.pinning import CudaPages
+from headrace.engine.ahead.transfer import Transfer
 from headrace.engine.lease import Pool, memory_at
-from headrace.engine.pinning import CudaPages
-from headrace.engine.transfer import Transfer
 from headrace.errors import OptionError
 
 pytestmark = pytest.mark.gpu

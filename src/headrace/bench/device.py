@@ -24,8 +24,8 @@ from headrace.bench.harness import (
     spread,
 )
 from headrace.cli.problems import CannotGoOn
+from headrace.engine.ahead.transfer import Transfer
 from headrace.engine.lease import Pool
-from headrace.engine.transfer import Transfer
 
 OURS = "headrace"
 LINK = "bare pinned copy"

@@ -25,7 +25,6 @@ from collections.abc import Callable
 import numpy as np
 
 from headrace.engine.lease import Memory, Pool, make_token
-from headrace.engine.same_stream import SameStream
 
 AVAILABLE = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
 SHIP_AT = 32  # buffers whose descriptors may wait to be sent
@@ -228,13 +227,12 @@ class Imports:
 
 
 class Home:
-    """What outlives workers: their buffers, what is known of their streams, forks of the user's."""
+    """What outlives workers: their buffers, and forks of the user's process."""
 
     LIMIT = 64
 
     def __init__(self) -> None:
         self.forks = 0
-        self.same_stream = SameStream()
         self._stored: deque[Memory] = deque(maxlen=self.LIMIT)
         _homes.add(self)
 

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from headrace.engine.skip import SkippedSample
+from headrace.engine.task import SkippedSample
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from headrace.engine.skip import SkippedSample
+
+class SkippedSample(NamedTuple):
+    """A sample that was left out of its batch.
+
+    Attributes:
+        index: its index in the dataset, None for an iterable one.
+        key: where in the sample the trouble was ("sample['image']"), None where all of it was.
+        exception: what it raised, without the traceback.
+    """
+
+    index: Any
+    key: str | None
+    exception: BaseException
 
 
 class Task(NamedTuple):

@@ -63,7 +63,7 @@ def collate(samples: list[Any]) -> Any:
 @pytest.mark.parametrize("method", ["fork", *OTHERS])
 @pytest.mark.parametrize("given", ["a string", "a context"])
 def test_the_same_batches(method: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.engine.window.SLOW_S", 60)  # the first task imports much
+    monkeypatch.setattr("headrace.engine.epoch.window.SLOW_S", 60)  # the first task imports much
     if method != "fork" and given == "a context":
         context: Any = multiprocessing.get_context(method)
     else:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, get_worker_info
 
 from headrace import DataLoader
-from headrace.engine.same_stream import SameStream
+from headrace.engine.epoch.same_stream import SameStream
 from oracle import LOADERS, assert_same
 
 from .datasets import MANY_WORKERS, Shard, ShardWithLength, as_it_is

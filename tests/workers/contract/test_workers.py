@@ -29,7 +29,9 @@ class TestPlacement:
     def test_batch_i_goes_to_worker_i_mod_n_in_every_epoch(
         self, persistent: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("headrace.engine.window.SLOW_S", 60)  # however busy the machine is
+        monkeypatch.setattr(
+            "headrace.engine.epoch.window.SLOW_S", 60
+        )  # however busy the machine is
         loader = DataLoader(
             Asked(23, worker_and_index),
             batch_size=2,

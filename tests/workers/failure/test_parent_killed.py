@@ -132,7 +132,7 @@ def test_the_end_is_noticed_though_nobody_has_reaped_the_user(program: Any) -> N
         read, write = os.pipe()
         def late(worker):
             os.read(read, 1)
-        import headrace.engine.worker as engine
+        import headrace.engine.backends.worker as engine
         leave = engine.leave_with_user
         def leave_late(*args):  # the kernel is asked when the user is gone already
             os.close(write)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headrace import DataLoader
-from headrace.engine.obituary import stack_of
+from headrace.engine.backends.obituary import stack_of
 from headrace.errors import WorkerTimeoutError
 from workers.failure.processes import is_running, wait_until
 from workers.failure.user_code import Marks, Numbers, Stream, be_deaf, indices_of

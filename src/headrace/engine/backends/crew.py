@@ -13,8 +13,8 @@ from typing import Any
 
 from headrace.engine import wire
 from headrace.engine.backends.base import Died
+from headrace.engine.backends.worker import Setup
 from headrace.engine.shared import Imports
-from headrace.engine.worker import Setup
 from headrace.errors import WorkerStartError
 from headrace.notices import warn_user
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.fetch import Fetcher
+from headrace.engine.making.fetch import Fetcher
 from headrace.engine.task import Task
 
 

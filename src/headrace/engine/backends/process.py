@@ -6,7 +6,8 @@ blocks in writing: what a socket will not take now waits in an outbox.
 Shutdown, written down once. Idle workers are told to stop and leave with exit code 0. A worker that
 has not left after ``GRACE_S`` is killed with SIGKILL, which nothing can ignore, and is reaped. The
 same happens at the end of an epoch, on ``break``, on garbage collection and at the interpreter's
-exit. If the user's process is itself killed, the workers notice (:mod:`headrace.engine.worker`).
+exit. If the user's process is itself killed, the workers notice
+(:mod:`headrace.engine.backends.worker`).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from headrace.engine.backends.crew import (
     too_many_files,
 )
 from headrace.engine.backends.ending import backends, check_open, end_together, forking
+from headrace.engine.backends.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.backends.spare import Spare
-from headrace.engine.obituary import how_it_died, how_it_ended, stack_of
+from headrace.engine.backends.worker import Setup, interpreter_main, worker_main
 from headrace.engine.shared import Home, Imports
 from headrace.engine.task import Done, Failed, Task
 from headrace.engine.wire_errors import WrappedError
-from headrace.engine.worker import Setup, interpreter_main, worker_main
 from headrace.errors import WorkerStartError
 from headrace.notices import warn_user
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from headrace.engine import wire
 from headrace.engine.backends.ending import flush
-from headrace.engine.worker import Setup, leave_with_user, reset_signals, worker_main
+from headrace.engine.backends.worker import Setup, leave_with_user, reset_signals, worker_main
 from headrace.errors import WorkerStartError
 
 _FORK, _STOP, _STARTED, _EXITED = "fork", "stop", "started", "exited"

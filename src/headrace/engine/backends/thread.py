@@ -24,9 +24,9 @@ import torch
 
 from headrace.engine.backends.base import Backend, Finished
 from headrace.engine.backends.ending import GRACE_S, backends, check_open, end_together, flush
-from headrace.engine.fetch import Fetcher
+from headrace.engine.making.fetch import Fetcher
+from headrace.engine.making.worker_info import look_at_threads, set_thread_info, worker_info
 from headrace.engine.task import Failed, Result, Task
-from headrace.engine.worker_info import look_at_threads, set_thread_info, worker_info
 from headrace.notices import warn_user
 from headrace.rng import ProcessGenerators
 

@@ -14,16 +14,17 @@ from zlib import crc32
 
 import torch
 
+from headrace.engine.epoch.options import Options
+from headrace.engine.epoch.plan import Plan
+from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
-from headrace.engine.options import Options
-from headrace.engine.order import Order
-from headrace.engine.packing import decode
-from headrace.engine.plan import Plan
-from headrace.engine.ranks import agree
-from headrace.engine.samplers import load_at_end, stateful, with_seed
+from headrace.engine.making.skip import warn_of_skipped
+from headrace.engine.order.order import Order
+from headrace.engine.order.packing import decode
+from headrace.engine.order.ranks import agree
+from headrace.engine.order.samplers import load_at_end, stateful, with_seed
+from headrace.engine.order.state import FINISHED, RUNNING, Progress
 from headrace.engine.shared import Home
-from headrace.engine.skip import warn_of_skipped
-from headrace.engine.state import FINISHED, RUNNING, Progress
 from headrace.engine.stats import Counters
 from headrace.rng import mix
 
@@ -39,6 +40,7 @@ class Engine:
         options: Options,
         pool: Pool,
         home: Home,
+        same_stream: SameStream,
         counters: Counters,
         *,
         round_number: int = 0,
@@ -48,7 +50,7 @@ class Engine:
         self._counters = counters
         self._generators = options.generators
         self.progress = self._new_progress(0, round_number)
-        self._plan = Plan(options, pool, home, self.progress)
+        self._plan = Plan(options, pool, home, same_stream, self.progress)
         if saved is not None and saved["status"] == RUNNING:
             self.batches = self._resume(saved)
         elif saved is not None and saved["status"] == FINISHED and options.persistent:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from headrace.engine.packing import decode, encode
+from headrace.engine.order.packing import decode, encode
 from headrace.errors import StateError
 from headrace.sampling.ranks import Shard, rank_batch_size
 

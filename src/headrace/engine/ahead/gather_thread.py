@@ -17,8 +17,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from headrace.data.gather import IndexArray
-from headrace.engine.gather import Block, BlockGather
-from headrace.engine.order import Order
+from headrace.engine.making.gather import Block, BlockGather
+from headrace.engine.order.order import Order
 
 AHEAD = 2  # blocks that are ready or being gathered
 

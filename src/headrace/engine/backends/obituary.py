@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.worker import STACK_SIGNAL
+from headrace.engine.backends.worker import STACK_SIGNAL
 
 _STACK_WAIT_S = 0.3
 

@@ -28,12 +28,12 @@ from torch.utils.data._utils import worker as torch_worker
 
 from headrace.engine import wire
 from headrace.engine.backends.ending import flush
-from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.lease import Memory
+from headrace.engine.making.fetch import Fetcher, Recipe
+from headrace.engine.making.worker_info import set_process_info, worker_info
 from headrace.engine.shared import WorkerPool
 from headrace.engine.task import Done, Failed, Result, Task
 from headrace.engine.wire_errors import wrap_error
-from headrace.engine.worker_info import set_process_info, worker_info
 from headrace.rng import OwnGenerators, ProcessGenerators, generator_keys
 
 # faulthandler writes the stack on this one; real-time signals are nobody's by convention.

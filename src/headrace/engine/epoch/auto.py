@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from headrace.engine.fetch import Fetcher, Recipe
 from headrace.engine.lease import Pool
+from headrace.engine.making.fetch import Fetcher, Recipe
 from headrace.engine.stats import in_units
 from headrace.engine.task import Done, Failed, Task
 from headrace.machine import available_cores

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from headrace.engine.pinning import CudaPages
+from headrace.engine.ahead.pinning import CudaPages
 from headrace.tree import convert
 
 _UNDER_WAY = 1

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.engine.backends.base import Backend, Died, Finished
-from headrace.engine.order import Tasks
-from headrace.engine.same_stream import SameStream
-from headrace.engine.skip import SkippedSample
+from headrace.engine.epoch.same_stream import SameStream
+from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
-from headrace.engine.task import Done, Exhausted, Failed, Result, Task
+from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import TooManySkippedError, WorkerDiedError, WorkerTimeoutError
 
 # A task that has not been started behind one that runs for longer may move to an idle worker.

@@ -21,26 +21,27 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.data.shard import shard_of
-from headrace.engine.ahead import AHEAD, GatherThread
+from headrace.engine.ahead.gather_thread import AHEAD, GatherThread
 from headrace.engine.backends.inline import InlineBackend
 from headrace.engine.backends.thread import ThreadBackend, ThreadSetup
-from headrace.engine.fetch import Fetcher, Recipe
-from headrace.engine.gather import BLOCK_BYTES, BlockGather
+from headrace.engine.epoch.options import Options
+from headrace.engine.epoch.same_stream import SameStream
+from headrace.engine.epoch.window import Policy, Window
 from headrace.engine.lease import Pool
-from headrace.engine.options import Options
-from headrace.engine.order import Order, Tasks
+from headrace.engine.making.fetch import Fetcher, Recipe
+from headrace.engine.making.gather import BLOCK_BYTES, BlockGather
+from headrace.engine.order.order import Order, Tasks
+from headrace.engine.order.state import Progress
 from headrace.engine.shared import AVAILABLE, Home
-from headrace.engine.state import Progress
 from headrace.engine.stats import Counters
 from headrace.engine.task import Task
-from headrace.engine.window import Policy, Window
 from headrace.notices import warn_user
 from headrace.rng import BorrowedGenerators, ProcessGenerators, generator_keys, mix, task_seed
 from headrace.tree import leaves
 
 if AVAILABLE:
     from headrace.engine.backends.process import ProcessBackend
-    from headrace.engine.worker import Setup
+    from headrace.engine.backends.worker import Setup
 
 
 class Plan:
@@ -49,10 +50,18 @@ class Plan:
     ``workers`` are the processes or threads that make them, if there are any.
     """
 
-    def __init__(self, options: Options, pool: Pool, home: Home, progress: Progress) -> None:
+    def __init__(
+        self,
+        options: Options,
+        pool: Pool,
+        home: Home,
+        same_stream: SameStream,
+        progress: Progress,
+    ) -> None:
         self._options = options
         self._pool = pool
         self._home = home
+        self._same_stream = same_stream
         self.progress = progress
         self._counters = Counters()
         self._backend: Any = None
@@ -144,7 +153,7 @@ class Plan:
             turn=progress.next_worker,
             on_stream=progress.stream_left if iterable else None,
             on_step=None if progress.prefix is None else progress.left,
-            same_stream=self._home.same_stream if workers > 1 and not any(given) else None,
+            same_stream=self._same_stream if workers > 1 and not any(given) else None,
             ahead_bytes=options.prefetch_bytes,
             max_skipped=options.max_errors,
         )

@@ -19,7 +19,7 @@ import torch
 
 from headrace.data.gather import Array, Gatherer, IndexArray, Leaf, in_range
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
-from headrace.engine.order import whole_batches
+from headrace.engine.order.order import whole_batches
 from headrace.engine.stats import Counters
 from headrace.tree import NUMPY_DTYPES, is_namedtuple, leaves, size_bytes
 

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data import SequentialSampler
 
-from headrace.engine.fetch import Recipe
-from headrace.engine.samplers import generators_of
+from headrace.engine.making.fetch import Recipe
+from headrace.engine.order.samplers import generators_of
 from headrace.errors import OptionError, OptionTypeError
 from headrace.sampling.planned import PlannedBatchSampler
 from headrace.sampling.ranks import Shard

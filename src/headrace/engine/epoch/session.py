@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from headrace.engine.epochs import Engine
+from headrace.engine.epoch.engine import Engine
+from headrace.engine.epoch.options import Options
+from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
-from headrace.engine.options import Options
-from headrace.engine.packing import decode
+from headrace.engine.order.packing import decode
+from headrace.engine.order.state import FINISHED, FRESH, Progress, Shape, check, describe
 from headrace.engine.shared import Home
-from headrace.engine.state import FINISHED, FRESH, Progress, Shape, check, describe
 from headrace.engine.stats import Counters, Totals
 
 
@@ -31,6 +32,7 @@ class Session:
     def __init__(self, inherited: Session | None = None) -> None:
         self.pool = Pool()
         self.home = Home()
+        self.same_stream = SameStream()
         self.totals = Totals()
         self._progress: Progress | None = None
         self._counters = Counters()
@@ -53,7 +55,13 @@ class Session:
             saved = None
         counters = self.totals.counters_of(iterator)
         engine = Engine(
-            options, self.pool, self.home, counters, round_number=self._round, saved=saved
+            options,
+            self.pool,
+            self.home,
+            self.same_stream,
+            counters,
+            round_number=self._round,
+            saved=saved,
         )
         self._began(engine, counters)
         return engine

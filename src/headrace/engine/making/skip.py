@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from headrace.engine.task import SkippedSample
 from headrace.errors import CollateError, format_path
 from headrace.notices import warn_user
-
-
-class SkippedSample(NamedTuple):
-    """A sample that was left out of its batch.
-
-    Attributes:
-        index: its index in the dataset, None for an iterable one.
-        key: where in the sample the trouble was ("sample['image']"), None where all of it was.
-        exception: what it raised, without the traceback.
-    """
-
-    index: Any
-    key: str | None
-    exception: BaseException
 
 
 def skipped(index: Any, error: BaseException) -> SkippedSample:

@@ -21,11 +21,11 @@ from torch.utils.data import default_convert as torch_default_convert
 from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import Gatherer, find_gatherer
-from headrace.engine.gather import BlockGather
 from headrace.engine.lease import Pool
-from headrace.engine.skip import SkippedSample, odd_one, skipped
+from headrace.engine.making.gather import BlockGather
+from headrace.engine.making.skip import odd_one, skipped
 from headrace.engine.stats import Counters
-from headrace.engine.task import Done, Exhausted, Failed, Result, Task
+from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import lend_from, lending
 from headrace.rng import Seeding, begin_task, end_task

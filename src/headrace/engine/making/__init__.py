@@ -1,0 +1,1 @@
+"""From a task to a batch: datasets, collation, gathering, their random numbers."""

@@ -1,0 +1,1 @@
+"""Which batches, in which order: samplers, ranks, and where an order stands."""
