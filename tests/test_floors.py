@@ -25,7 +25,7 @@ FLOORS = [
     ),
     ("first", {"data", "sampling", "collate"}),
     ("second: movement", {"engine"}),
-    ("third: the face", {"loader", "iterator", "testing"}),
+    ("third: the face", {"loader", "iterator", "wiring", "checks", "testing"}),
     ("fourth", {"train", "tune", "apply"}),
     ("top", {"cli", "bench", "__main__"}),
 ]

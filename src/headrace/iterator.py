@@ -9,9 +9,9 @@ from torch.autograd import profiler
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
-from headrace.engine.ahead.pinning import pin_device, target_device
-from headrace.engine.ahead.transfer import Transfer
+from headrace.engine.ahead import Transfer, pin_device, target_device
 from headrace.notices import warn_user
+from headrace.wiring import options_of, shard_now
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -24,11 +24,11 @@ class LoaderIterator(Generic[_T_co]):
 
     def __init__(self, loader: Any) -> None:
         self._sampler = loader._index_sampler
-        self._shard = loader._shard_now()
+        self._shard = shard_now(loader)
         self._device = target_device(loader.device)
         pinned = loader.pin_memory and self._device is None  # else they are there already
         self._pin_for = pin_device(pinned, loader.pin_memory_device)
-        self._engine = loader._session.begin(self, loader._options())
+        self._engine = loader._session.begin(self, options_of(loader))
         self._workers = self._engine.workers
         self._begin(loader)
 

@@ -10,39 +10,32 @@ import torch
 import torch.utils.data as torch_data
 from torch.utils.data import IterableDataset
 from torch.utils.data import RandomSampler as TorchRandomSampler
-from torch.utils.data.distributed import DistributedSampler
 
-from headrace.data.shard import check_divisible, shard_of
-from headrace.data.tables import as_dataset
-from headrace.engine.ahead.pinning import target_device
-from headrace.engine.epoch.auto import choose, trial_batches
-from headrace.engine.epoch.options import (
-    Options,
+from headrace.checks import (
     batch_size_error,
     check_indexable,
     check_orderable,
     check_sampler,
     check_threads,
     count_of,
-    is_forked,
     max_errors_of,
     one_of,
     seed_of,
-    worker_context,
     workers_of,
 )
-from headrace.engine.epoch.session import Session
-from headrace.engine.making.fetch import Recipe
-from headrace.engine.order.ranks import ShardOption, which_rank
-from headrace.engine.order.samplers import batch_size_of, generators_of, order_sampler
-from headrace.engine.order.state import Shape
+from headrace.data.tables import as_dataset
+from headrace.engine.ahead import target_device
+from headrace.engine.backends.context import is_forked
+from headrace.engine.epoch import Session, choose, trial_batches
+from headrace.engine.order import ShardOption, batch_size_of, generators_of, order_sampler
 from headrace.engine.shared import AVAILABLE
 from headrace.engine.stats import Statistics
 from headrace.errors import OptionError
 from headrace.iterator import LoaderIterator
 from headrace.sampling.random import RandomSampler, uses_bijection
-from headrace.sampling.ranks import Shard, Uneven, rank_batch_size
+from headrace.sampling.ranks import Uneven
 from headrace.sized import length_of
+from headrace.wiring import check_shard, options_of, shape_of, shard_now, uses_processes
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -197,7 +190,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         self.shard = shard
         self.uneven = uneven
         self.batch_transform = batch_transform
-        self._check_shard()
+        check_shard(self)
         check_sampler(sampler, batch_size)
         self._session = Session()
 
@@ -232,7 +225,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         Besides the position it holds the generator that orders are drawn from (the loader's own,
         or torch's default one), as it stood at the beginning of the epoch and now.
         """
-        return self._session.state(self._shape(), self._generators())
+        return self._session.state(shape_of(self), self._generators())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a state was taken: at the next ``iter()``, in this or another process.
@@ -244,82 +237,18 @@ class DataLoader(torch_data.DataLoader[_T_co]):
             StateError: the state is not ours, newer, damaged, or of another dataset, batch size or
                 kind of order; for iterable datasets also of another number of workers.
         """
-        self._session.load(state_dict, self._shape(), self._generators())
+        self._session.load(state_dict, shape_of(self), self._generators())
         persistent: Any = self._iterator
         if persistent is not None:
             persistent._shutdown_workers()
             self.__dict__["_iterator"] = None
 
-    def _shape(self) -> Shape:
-        iterable = isinstance(self.dataset, IterableDataset)
-        global_batch = self._global_batch()
-        from_seed = "generator" if self.shard is None else "ranks"
-        return Shape(
-            dataset_length=self._dataset_length(),
-            global_batch=global_batch,
-            sampler=self._order_name(),
-            seeded_by=from_seed if self.seed is None else f"seed {self.seed}",
-            length=self._order_length()(),
-            shard=self._shard_now(),
-            workers=max(1, self._workers) if iterable else None,
-            rank=which_rank(self.shard) if iterable else None,
-        )
-
     def _generators(self) -> list[torch.Generator]:
         return generators_of(self._index_sampler, self.generator)
 
-    def _dataset_length(self) -> int | None:
-        return None if isinstance(self.dataset, IterableDataset) else length_of(self.dataset)
-
-    def _global_batch(self) -> int | None:
-        """Return the samples of a step over all ranks; None for batches of a custom sampler."""
-        rank = which_rank(self.shard)
-        if rank is not None and self._session.kept_global_batch is not None:
-            return self._session.kept_global_batch
-        if self.batch_size is None and self.batch_sampler is not None:
-            return batch_size_of(self.batch_sampler)
-        return (self.batch_size or 1) * (1 if rank is None else rank[1])
-
-    def _order_name(self) -> str:
-        return type(order_sampler(self._index_sampler)).__name__
-
-    def _order_length(self) -> Callable[[], int | None]:
-        # For states and shards only: asking a custom sampler may cost something. It holds no loader
-        # either, or workers that persist would wait for the cycle collector.
-        if isinstance(self.dataset, IterableDataset) or self._global_batch() is None:
-            return partial(length_of, None)
-        return partial(length_of, order_sampler(self._index_sampler))
-
-    def _check_shard(self) -> None:
-        if self.shard is None:
-            return
-        which_rank(self.shard)
-        inner = getattr(self.batch_sampler, "sampler", self.sampler)
-        if isinstance(inner, DistributedSampler) or isinstance(self.sampler, DistributedSampler):
-            raise OptionError(
-                "shard= divides the order among ranks, and so does DistributedSampler: together "
-                "they would divide it twice. Write DataLoader(dataset, shuffle=True, shard='auto')."
-            )
-        if isinstance(self.dataset, IterableDataset):
-            check_divisible(self.dataset, "ranks")
-        elif type(self.batch_sampler) is not torch_data.BatchSampler:
-            raise OptionError(
-                "shard= divides batches of a fixed size. Leave batch_sampler= out and give "
-                "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=)."
-            )
-
-    def _shard_now(self) -> Shard | None:
-        rank = which_rank(self.shard)
-        if rank is None or isinstance(self.dataset, IterableDataset):
-            return None
-        batch_size = self.batch_size or 1
-        if self._session.kept_global_batch is not None:
-            batch_size = rank_batch_size(self._session.kept_global_batch, rank[1])
-        return Shard(*rank, batch_size, self.uneven, self.drop_last)
-
     def __len__(self) -> int:
         """Return the number of batches of an epoch, for this rank if the loader is sharded."""
-        shard = self._shard_now()
+        shard = shard_now(self)
         if shard is None:
             return super().__len__()
         return shard.rank_steps(len(self.sampler))  # type: ignore[arg-type]
@@ -333,18 +262,18 @@ class DataLoader(torch_data.DataLoader[_T_co]):
 
     def check_worker_number_rationality(self) -> None:
         """Warn of more processes than cores. Threads may be many: they are for waiting."""
-        if self._uses_processes:
+        if uses_processes(self):
             super().check_worker_number_rationality()
 
     def _get_iterator(self) -> Any:
         check_orderable(self.dataset, order_sampler(self._index_sampler))
-        if isinstance(self.dataset, _DATAPIPES) or (self._uses_processes and not AVAILABLE):
+        if isinstance(self.dataset, _DATAPIPES) or (uses_processes(self) and not AVAILABLE):
             self._check_left_to_torch()
             self._session.totals.counters_of(self).path = "torch"
             return super()._get_iterator()
         if self._to_measure:
             self._choose_workers()
-        if self._uses_processes:
+        if uses_processes(self):
             self.check_worker_number_rationality()
         elif self.timeout and not self.num_workers and not self._auto:
             raise AssertionError(
@@ -362,7 +291,7 @@ class DataLoader(torch_data.DataLoader[_T_co]):
         size = batch_size_of(self.batch_sampler) if self.batch_sampler is not None else None
         trial = partial(trial_batches, self.dataset, size or 32 if self._auto_collation else None)
         choice = choose(
-            self._options().recipe,
+            options_of(self).recipe,
             trial,
             length,
             self.backend,
@@ -388,52 +317,6 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def device(self) -> str | int | torch.device | None:
         """Where batches arrive. Fixed: the memory that is lent to batches is locked for it."""
         return self._device
-
-    @property
-    def _workers(self) -> int:
-        return 0 if self.backend == "inline" else self.num_workers
-
-    @property
-    def _uses_processes(self) -> bool:
-        return self._workers > 0 and self.backend != "thread"
-
-    def _options(self) -> Options:
-        """Return what the engine needs to know, as the attributes are now."""
-        iterable = isinstance(self.dataset, IterableDataset)
-        dataset, rank = self.dataset, which_rank(self.shard)
-        if iterable and rank is not None:
-            dataset = shard_of(dataset, *rank)
-        return Options(
-            recipe=Recipe(
-                dataset=dataset,
-                collate=self.collate_fn,
-                iterable=iterable,
-                auto_collation=self._auto_collation,
-                batch_size=self.batch_size,
-                drop_last=self.drop_last,
-                transform=self.batch_transform,
-                skip=self.on_error == "skip",
-            ),
-            index_sampler=self._index_sampler,
-            generator=self.generator,
-            num_workers=self.num_workers,
-            context=worker_context(self.multiprocessing_context) if self._uses_processes else None,
-            prefetch_factor=self.prefetch_factor or 0,
-            in_order=self.in_order,
-            timeout_s=self.timeout,
-            init_fn=self.worker_init_fn,
-            backend=self.backend,
-            restarts=self.worker_restarts,
-            own_rng=self.rng == "task",
-            persistent=self.persistent_workers,
-            seed=self.seed,
-            shard=self._shard_now(),
-            dataset_length=self._dataset_length(),
-            order_length=self._order_length(),
-            order_name=self._order_name(),
-            prefetch_bytes=self.prefetch_bytes,
-            max_errors=self.max_errors,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_session", "_iterator")}

@@ -9,8 +9,9 @@ import torch
 
 import headrace
 from headrace import DataLoader
+from headrace.engine.backends.context import is_forked
 from headrace.engine.epoch.auto import Cost, choose, decide, trial_batches
-from headrace.engine.epoch.options import is_forked
+from headrace.wiring import options_of
 
 MS = 1e-3
 
@@ -131,7 +132,7 @@ def test_a_stream_is_measured_on_a_copy_and_gets_one_worker_at_most():
 
 
 def test_worker_init_fn_gets_its_workers():
-    recipe = DataLoader(Drawing())._options().recipe
+    recipe = options_of(DataLoader(Drawing())).recipe
     trial = lambda: trial_batches(Drawing(), 4)  # noqa: E731
     assert choose(recipe, trial, 10, "auto", lambda worker: None)[0] == "process"
     assert choose(recipe, trial, 10, "inline", lambda worker: None)[:2] == ("inline", 0)
