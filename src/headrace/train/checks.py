@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from headrace.errors import OptionError
-from headrace.train.callbacks import Callback
+
+T = TypeVar("T")
 
 
 def check_training(model: Any, loss_fn: Any, optimizer: Any, step: Any) -> None:
@@ -70,7 +71,7 @@ def check_clip_norm(value: Any) -> None:
         raise OptionError(f"clip_norm={value!r} is no norm. Write clip_norm=1.0, or None.")
 
 
-def check_callbacks(given: Any) -> tuple[Callback, ...]:
+def check_callbacks(given: Iterable[T]) -> tuple[T, ...]:
     """Return the callbacks that were given.
 
     Raises:

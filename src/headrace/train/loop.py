@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +20,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from headrace.errors import StateError, TrainingError
 from headrace.sized import length_of
 from headrace.train.checkpoint import Checkpoints, load, step_of
+from headrace.train.feed import Feed, load_into
 from headrace.train.history import History
 from headrace.train.progress import Progress
-from headrace.train.randomness import loader_generators, random_states, set_random_states
-from headrace.train.ranks import tell_epoch
 from headrace.train.schedule import steps_of_epoch
 from headrace.train.sigterm import EXIT_CODE, Sigterm
 from headrace.train.storable import pack, unpack
+from headrace.train.training import Training
 from headrace.tree import size_bytes
-
-if TYPE_CHECKING:
-    from headrace.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -86,20 +82,16 @@ _KEPT_BYTES = 1 << 24  # of batches whose losses have not been read
 class Fit:
     """One call of ``fit``."""
 
-    def __init__(self, trainer: Trainer, train_loader: Any, val_loader: Any, plan: Plan) -> None:
+    def __init__(self, trainer: Training, train_loader: Any, val_loader: Any, plan: Plan) -> None:
         self.trainer = trainer
         self.updater = trainer.updater
         self.ranks = trainer.ranks
-        self.train_loader = train_loader
-        self.val_loader = val_loader
+        self.feed = Feed(train_loader, val_loader, trainer.device)
         self.plan = plan
         self.position = Position()
         self.history = History()
         self.unread: list[_Unread] = []
         self.on_cpu = trainer.device.type == "cpu"
-        self.epoch_start: dict[str, Any] = {}
-        self.resumed: dict[str, Any] | None = None  # this rank's part of a checkpoint in mid-epoch
-        self.ended = False  # the loader has said that the present epoch has no more
         self.save_later = False  # behind the validation, for the loader is at its end
         self.saved_at = time.monotonic()
         self.saved_as: tuple[int, int] | None = None
@@ -131,16 +123,16 @@ class Fit:
         trainer, position = self.trainer, self.position
         epoch, started = position.epoch, time.perf_counter()
         trainer.call("on_epoch_start", epoch)
-        self.progress.begin_epoch(epoch, steps_of_epoch(self.train_loader, trainer.accumulate))
+        self.progress.begin_epoch(epoch, steps_of_epoch(self.feed.train_loader, trainer.accumulate))
         self._train(epoch)
-        trainer.guards.after_epoch(self.train_loader, time.perf_counter() - started)
+        trainer.guards.after_epoch(self.feed.train_loader, time.perf_counter() - started)
         if not position.weight:
             raise TrainingError("the training loader gave no batch: there is nothing to train on.")
         values = {"loss": position.loss / position.weight}
-        if self.val_loader is not None:
+        if self.feed.val_loader is not None:
             self.ranks.share_buffers(self.updater.model)
-            self.progress.begin_validation(length_of(self.val_loader))
-            found = trainer.run_evaluation(self.val_loader, self.progress.validation_step)
+            self.progress.begin_validation(length_of(self.feed.val_loader))
+            found = trainer.run_evaluation(self.feed.val_loader, self.progress.validation_step)
             values |= {f"val_{name}": value for name, value in found.items()}
         self._schedule_epoch(values)
         self.history.add_epoch(epoch, **values)
@@ -156,12 +148,11 @@ class Fit:
     def _train(self, epoch: int) -> None:
         trainer, position = self.trainer, self.position
         updater, guards = self.updater, trainer.guards
-        batches = self._batches(epoch)
+        batches = self.feed.epoch(epoch, position.batches)
         while True:
             # A group is drawn before any of it is computed: what share of it a batch has is known
             # only then, and the loader's state always stands between two steps of the optimizer.
-            group, indices = self._draw(batches)
-            self.ended = len(group) < trainer.accumulate
+            group, indices = self.feed.draw(batches, trainer.accumulate)
             position.batches += len(group)
             weights = [trainer.weight(batch) for batch in group]
             agreed = self._agree(weights)  # AGREE
@@ -189,18 +180,6 @@ class Fit:
             self.save_later = agreed.save and agreed.ended
         self._read()
 
-    def _draw(self, batches: Iterator[Any]) -> tuple[list[Any], Sequence[Any] | None]:
-        """Return the batches of the next step, and the dataset indices of their samples."""
-        if self.ended:
-            return [], None
-        last = getattr(self.train_loader, "last_indices", None)
-        count = self.trainer.accumulate
-        if last is None or (count == 1 and self.on_cpu):
-            # A loss on the CPU is looked at in its step: its indices can be asked for then.
-            return list(islice(batches, count)), None if last is None else _Asked(last)
-        drawn = [(batch, last()) for batch in islice(batches, count)]
-        return [batch for batch, _ in drawn], [indices for _, indices in drawn]
-
     def _agree(self, weights: list[Any]) -> _Agreed:
         plan = self.plan
         save = False
@@ -211,8 +190,8 @@ class Fit:
         weight: Any = weights[0] if len(weights) == 1 else sum(weights)
         some = bool(weights)
         if self.ranks.size == 1:
-            return _Agreed(weight, some, some, save, self.sigterm.came, self.ended)
-        mine = [not some, some, save, self.sigterm.came, self.ended]
+            return _Agreed(weight, some, some, save, self.sigterm.came, self.feed.ended)
+        mine = [not some, some, save, self.sigterm.came, self.feed.ended]
         weight, *counts = self.ranks.sum([float(weight), *map(float, mine)])
         without, having, saving, leaving, ended = (count > 0 for count in counts)
         return _Agreed(weight, not without, having, saving, leaving, ended)
@@ -253,49 +232,6 @@ class Fit:
         else:
             scheduler.step()
 
-    # ---- where batches come from
-
-    def _batches(self, epoch: int) -> Iterator[Any]:
-        """Return the epoch's batches, or those that a resumed one has left."""
-        loader = self.train_loader
-        tell_epoch(loader, epoch)
-        saved, self.resumed = self.resumed, None
-        self.ended = False
-        if saved is not None and "epoch_start" in saved:
-            self._set_random(saved["epoch_start"])
-        if not _keeps_state(loader):
-            self.epoch_start = self._random()
-        batches: Iterator[Any] = iter(loader)
-        if saved is None:
-            return batches
-        if "epoch_start" in saved:
-            self.epoch_start = saved["epoch_start"]
-            for _ in islice(batches, self.position.batches):
-                pass  # a loader that cannot say where it stands makes them again
-        self._set_random(saved["random"])
-        return batches
-
-    def _generators(self) -> list[torch.Generator]:
-        both = loader_generators(self.train_loader) + loader_generators(self.val_loader)
-        return list(dict.fromkeys(both))
-
-    def _random(self) -> dict[str, Any]:
-        generators = [generator.get_state() for generator in self._generators()]
-        return {"process": random_states(self.updater.device), "loaders": generators}
-
-    def _set_random(self, states: dict[str, Any]) -> None:
-        set_random_states(states["process"], self.updater.device)
-        for generator, state in zip(self._generators(), states["loaders"], strict=False):
-            generator.set_state(state)
-
-    def _loaders_with_state(self) -> list[tuple[str, Any]]:
-        found = [("loader", self.train_loader)] if _keeps_state(self.train_loader) else []
-        # Between its epochs a validation loader only has its count of them, if it follows from a
-        # seed. Otherwise its state would put torch's generator back to before the validation.
-        if _keeps_state(self.val_loader) and getattr(self.val_loader, "seed", None) is not None:
-            found.append(("validation", self.val_loader))
-        return found
-
     # ---- checkpoints
 
     def _save(self) -> None:
@@ -305,11 +241,7 @@ class Fit:
             return
         self.saved_as = (position.step, position.epoch)
         self._read()
-        mine: dict[str, Any] = {"random": self._random(), "batches": position.batches}
-        for name, loader in self._loaders_with_state():
-            mine[name] = loader.state_dict()
-        if position.batches and not _keeps_state(self.train_loader):
-            mine["epoch_start"] = self.epoch_start
+        mine = self.feed.state_dict(position.batches)
         everyone = [mine]
         if self.ranks.size > 1:
             everyone = [unpack(part) for part in self.ranks.gather(pack(mine))]
@@ -372,7 +304,7 @@ class Fit:
                 f"Give another checkpoint_dir, or remove this one."
             )
         model, state = load(path)
-        _load(path, "model", self.updater.model, model)
+        load_into(self.updater.model, model, "model", path)
         self.trainer.load_state_dict(state, path)
         self.history.load_state_dict(state["history"])
         self.position = Position(**state["position"])
@@ -387,38 +319,7 @@ class Fit:
                 f"its loader cannot be divided among {self.ranks.size}. Start {len(everyone)}, or "
                 f"use headrace.DataLoader(..., shard='auto')."
             )
-        for name, loader in self._loaders_with_state():
-            if name in mine:
-                _load(path, name, loader, mine[name])
-        if self.ranks.rank < len(everyone):
-            self._set_random(mine["random"])
         if self.position.batches:
             self.position.batches = mine["batches"]
-            self.resumed = mine
-
-
-class _Asked(Sequence[Any]):
-    """What a loader says of its last batch, asked when it is wanted."""
-
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._ask = ask
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._ask()
-
-
-def _keeps_state(loader: Any) -> bool:
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-
-
-def _load(path: Path, name: str, holder: Any, state: Any) -> None:
-    try:
-        holder.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise StateError(
-            f"the checkpoint {path} does not fit this {name}: {error}\nGive another "
-            f"checkpoint_dir=, or make the {name} as it was."
-        ) from error
+        ours = self.ranks.rank < len(everyone)
+        self.feed.load_state_dict(mine, path, ours=ours, done=self.position.batches)

@@ -6,20 +6,18 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrace.errors import TrainingError
 from headrace.train.guards.finding import warn
 from headrace.train.progress import Progress
 from headrace.train.randomness import loader_generators, random_states, set_random_states
-
-if TYPE_CHECKING:
-    from headrace.train.trainer import Trainer
+from headrace.train.training import Training
 
 _FALL = 0.03  # of the loss, over three quarters of the steps: more than chance makes
 
 
-def overfit(trainer: Trainer, loader: Iterable[Any], steps: int, fraction: float) -> list[float]:
+def overfit(trainer: Training, loader: Iterable[Any], steps: int, fraction: float) -> list[float]:
     """Train on the first batch of a loader, and put everything back; see the Trainer's method."""
     updater, ranks = trainer.updater, trainer.ranks
     show = trainer.progress if ranks.rank == 0 else False
@@ -47,7 +45,7 @@ def overfit(trainer: Trainer, loader: Iterable[Any], steps: int, fraction: float
     return losses
 
 
-def _judge(losses: list[float], trainer: Trainer) -> None:
+def _judge(losses: list[float], trainer: Training) -> None:
     """Say what a loss that did not fall to its fraction means: no learning, or a slow one."""
     course = f"{len(losses)} steps on one batch took the loss from {losses[0]:.4g} to "
     course += f"{losses[-1]:.4g} only"
@@ -75,7 +73,7 @@ def _falls(losses: list[float]) -> bool:
 
 
 @contextmanager
-def _put_back(trainer: Trainer, loader: Any) -> Iterator[None]:
+def _put_back(trainer: Training, loader: Any) -> Iterator[None]:
     """Leave model, loss, optimizer, loader and random numbers as they were."""
     updater = trainer.updater
     modules = [m for m in (updater.model, trainer.loss_module) if m is not None]

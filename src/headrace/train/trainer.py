@@ -1,10 +1,9 @@
-"""The Trainer: what is trained, how, and the calls that do it."""
+"""The Trainer: what is trained, how, the calls that do it, and what it calls meanwhile."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from headrace.errors import OptionError, StateError, TrainingError
 from headrace.extras import import_extra
 from headrace.train.batch import Weight, forward_any, to_device, weight_of
-from headrace.train.callbacks import Callback
 from headrace.train.checkpoint import Checkpoints
 from headrace.train.checks import (
     check_again,
@@ -28,6 +26,7 @@ from headrace.train.checks import (
     count,
 )
 from headrace.train.devices import launch
+from headrace.train.evaluation import Evaluation, mode
 from headrace.train.guards import Guards
 from headrace.train.guards.loaders import check_order
 from headrace.train.history import History
@@ -39,6 +38,32 @@ from headrace.train.overfit import overfit
 from headrace.train.ranks import Ranks
 from headrace.train.schedule import check_duration, check_scheduler, load_schedule, steps_of_epoch
 from headrace.train.update import Step, Updater
+
+
+class Callback:
+    """Base of callbacks: methods that do nothing. They are called on every rank.
+
+    ``trainer.stop()`` ends the training behind the present epoch. A callback with ``state_dict()``
+    and ``load_state_dict()`` is part of the checkpoints.
+    """
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first step, after a checkpoint was loaded."""
+
+    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+        """Before an epoch; they count from 0."""
+
+    def on_log(self, trainer: Trainer, step: int, values: dict[str, float]) -> None:
+        """Whenever losses are read, every ``log_every`` steps: the mean since the last time."""
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, values: dict[str, float]) -> None:
+        """After an epoch and its validation."""
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """After a checkpoint was written, on rank 0."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """After the last epoch."""
 
 
 class Trainer:
@@ -122,16 +147,16 @@ class Trainer:
         self.device = fabric.device
         self.model = model
         self.weight = weight or weight_of(loss_fn)
-        self._counts = self.weight  # of metrics, where class weights are none of their business
+        counts = self.weight  # of metrics, where class weights are none of their business
         if weight is None and getattr(loss_fn, "weight", None) is not None:
-            self._counts = weight_of(loss_fn, class_weights=False)
+            counts = weight_of(loss_fn, class_weights=False)
         self.loss_module = loss_fn if isinstance(loss_fn, nn.Module) else None
         if self.loss_module is not None:
             check_loss_module(self.loss_module, self.ranks.size)
             self.loss_module.to(self.device)
         plateau = isinstance(scheduler, ReduceLROnPlateau)
-        self.schedule_every = "epoch" if plateau else schedule_every
-        self.progress = progress
+        self.schedule_every: Literal["step", "epoch"] = "epoch" if plateau else schedule_every
+        self.progress: bool | Literal["auto"] = progress
         self.stopping = False
         self.guards = Guards.off()
         if guards:
@@ -152,7 +177,8 @@ class Trainer:
             guards=self.guards,
             ranks=self.ranks,
         )
-        self._metrics = Metrics(metrics, self.device, loss_fn)
+        found = Metrics(metrics, self.device, loss_fn)
+        self._evaluation = Evaluation(self.updater, found, self.weight, counts, self.ranks)
         self._callbacks = check_callbacks(callbacks)
         self._logger = _logger(logger)
 
@@ -213,7 +239,7 @@ class Trainer:
         self.guards.report(schedule)
         self.stopping = False
         try:
-            with self._mode(training=True):
+            with mode(self.model, training=True):
                 return Fit(self, train_loader, val_loader, plan).run()
         finally:
             self.guards.after_fit()
@@ -241,30 +267,7 @@ class Trainer:
         self, loader: Iterable[Any], after_batch: Callable[[], None]
     ) -> dict[str, float]:
         """Evaluate, and call ``after_batch()`` after each batch."""
-        kind = torch.float32 if self.device.type == "mps" else torch.float64  # which has no 64
-        total = torch.zeros((), dtype=kind, device=self.device)
-        weights: Any = 0.0
-        self._metrics.reset()
-        same = self._counts is self.weight
-        with self._mode(training=False), torch.inference_mode():
-            for batch in loader:
-                weight = self.weight(batch)
-                if isinstance(weight, (int, float)) and not weight:
-                    continue  # all of its targets are ignored: the mean over none is NaN
-                moved = to_device(batch, self.device)
-                loss, outputs, targets = self.updater.loss_of(self.model, moved)
-                share = loss.to(kind) * (1 if self.updater.summed else weight)
-                if isinstance(weight, Tensor):
-                    share = torch.where(weight == 0, 0, share)
-                total += share
-                weights = weights + weight
-                counts = weight if same else self._counts(batch)
-                self._metrics.update(outputs, targets, counts)
-                after_batch()
-        loss_sum, weight_sum = self.ranks.sum([total.item(), float(weights)])
-        if not weight_sum:
-            raise TrainingError("the loader gave no batch: there is nothing to evaluate.")
-        return {"loss": loss_sum / weight_sum, **self._metrics.compute()}
+        return self._evaluation.run(loader, after_batch)
 
     def predict(self, loader: Iterable[Any], *, join: bool = True) -> Any:
         """Return the model's outputs for all batches, in the loader's order, on the CPU.
@@ -287,7 +290,7 @@ class Trainer:
             )
         self.guards.report(check_order(loader))
         found = []
-        with self._mode(training=False), torch.inference_mode():
+        with mode(self.model, training=False), torch.inference_mode():
             for batch in loader:
                 with self.updater.precision.forward_context():
                     outputs = forward_any(self.model, self.device, batch)
@@ -313,7 +316,7 @@ class Trainer:
                 not learn. (Where it learns slowly, it is a warning.)
         """
         check_loader("loader", loader)
-        with self._mode(training=True):
+        with mode(self.model, training=True):
             return overfit(self, loader, count("steps", steps), fraction)
 
     # ---- what the loop asks for
@@ -374,21 +377,6 @@ class Trainer:
             self.updater.precision.load_state_dict(state["precision"])
         for callback, saved in zip(callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
-
-    @contextmanager
-    def _mode(self, training: bool) -> Iterator[None]:
-        """Put the model into training or evaluation mode, and each of its parts back after it.
-
-        A model in training mode is left as it is: parts of it may be frozen on purpose.
-        """
-        before = [(module, module.training) for module in self.model.modules()]
-        if not (training and self.model.training):
-            self.model.train(training)
-        try:
-            yield
-        finally:
-            for module, was in before:
-                module.training = was
 
 
 _CPU = torch.device("cpu")
