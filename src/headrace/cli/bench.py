@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.problems import WrongUse, need, one_line_errors
+from headrace.cli.problems import CannotGoOn, WrongUse, need, one_line_errors
 from headrace.cli.values import number_option
 
 if TYPE_CHECKING:
@@ -126,13 +126,17 @@ def all_benches(
 
 
 def _all_that_run_here() -> list[str]:
-    import torch
-
-    if torch.cuda.is_available():
+    if _sees_gpu():
         return list(_BENCHES)
     left_out = [name for name, about in _BENCHES.items() if about.needs_gpu]
     print(f"left out, for want of a CUDA device: {', '.join(left_out)}", file=sys.stderr)
     return [name for name in _BENCHES if name not in left_out]
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _run(
@@ -150,6 +154,8 @@ def _run(
     for name in names:
         for extra, module in _BENCHES[name].extras:
             need(extra, module)
+        if _BENCHES[name].needs_gpu and not _sees_gpu():
+            raise CannotGoOn("needs a CUDA device, and torch sees none here")
         measure = import_module(f"headrace.bench.{_BENCHES[name].module}").measure
         reports.append(measure(size, _say))
         if not as_json:
