@@ -69,7 +69,7 @@ def assert_as(undisturbed, ours):
 def test_three_kills_leave_no_trace(undisturbed, tmp_path):
     kills, ours = killed_and_resumed(tmp_path, seed=1, times=3)
     assert kills == 3
-    assert len(ours[0]) == 24
+    assert len(ours[0]) == 48
     assert_as(undisturbed, ours)
 
 
