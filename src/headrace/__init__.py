@@ -37,7 +37,8 @@ from headrace.collate import (
     unpad,
 )
 from headrace.data.arrays import ArrayDataset
-from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.columns import columns
+from headrace.data.gatherer import Gatherer, Leaf
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.windows import SlidingWindows

@@ -10,7 +10,8 @@ from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, Tenso
 
 import headrace
 from headrace import ArrayDataset, ArrayMismatchError, ArrayTypeError, DataLoader, Gatherer, Leaf
-from headrace.data.gather import find_gatherer, in_range
+from headrace.data.gather import find_gatherer
+from headrace.data.gatherer import in_range
 from oracle import assert_programs_agree
 
 

@@ -9,7 +9,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from headrace import DataLoader, default_collate
 from headrace.data.arrays import ArrayDataset
-from headrace.data.gather import Gatherer, find_gatherer
+from headrace.data.gather import find_gatherer
+from headrace.data.gatherer import Gatherer
 from headrace.data.windows import SlidingWindows
 from headrace.errors import ArrayMismatchError, TruncatedFileError
 from headrace.tree import leaves

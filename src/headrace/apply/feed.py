@@ -15,7 +15,8 @@ import torch.utils.data as torch_data
 from torch.utils.data import RandomSampler as TorchRandomSampler
 
 from headrace.data.arrays import ArrayDataset
-from headrace.data.gather import Gatherer, columns
+from headrace.data.columns import columns
+from headrace.data.gatherer import Gatherer
 from headrace.errors import ArrayMismatchError, OptionError
 from headrace.loader import DataLoader
 from headrace.sampling import RandomSampler

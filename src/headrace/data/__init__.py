@@ -4,6 +4,7 @@ from torch.utils.data import ChainDataset, ConcatDataset, StackDataset, Subset, 
 
 from headrace.data.arrays import ArrayDataset
 from headrace.data.cached import CachedDataset, cached
+from headrace.data.columns import columns
 from headrace.data.compose import (
     FilteredDataset,
     FilteredStream,
@@ -12,7 +13,7 @@ from headrace.data.compose import (
     Source,
     StreamSource,
 )
-from headrace.data.gather import Gatherer, Leaf, columns
+from headrace.data.gatherer import Gatherer, Leaf
 from headrace.data.images import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, FashionMNIST, ImageFolder
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from headrace.data.files import PathLike
-from headrace.data.gather import Array, Gatherer, IndexArray, MappedFiles, memory_file
+from headrace.data.gatherer import Array, Gatherer, IndexArray
+from headrace.data.mapped import MappedFiles, memory_file
 from headrace.errors import ArrayTypeError, HeadraceError, MissingColumnError, SourceError
 from headrace.tree import NUMPY_DTYPES
 

@@ -17,10 +17,12 @@ from headrace.data.array_files import (
     open_npz,
     open_safetensors,
 )
+from headrace.data.columns import columns
 from headrace.data.compose import Source
 from headrace.data.files import PathLike
-from headrace.data.gather import Array, Gatherer, MappedFiles, columns
+from headrace.data.gatherer import Array, Gatherer
 from headrace.data.identity import files_identity, function_identity
+from headrace.data.mapped import MappedFiles
 from headrace.errors import ArrayMismatchError, ArrayTypeError
 from headrace.tree import NUMPY_DTYPES, TORCH_DTYPES
 

@@ -15,7 +15,8 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from headrace.data.gather import Gatherer, IndexArray, find_gatherer
+from headrace.data.gather import find_gatherer
+from headrace.data.gatherer import Gatherer, IndexArray
 from headrace.data.identity import function_identity, identity_of
 from headrace.data.progress import Progress
 from headrace.errors import SampleIndexError

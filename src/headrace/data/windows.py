@@ -11,16 +11,11 @@ from torch.utils.data import Subset, TensorDataset
 
 from headrace.collate.stack import default_collate
 from headrace.data.arrays import ArrayDataset
+from headrace.data.columns import columns
 from headrace.data.compose import Source
-from headrace.data.gather import (
-    Array,
-    Gatherer,
-    IndexArray,
-    Leaf,
-    columns,
-    find_gatherer,
-    memory_file,
-)
+from headrace.data.gather import find_gatherer
+from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf
+from headrace.data.mapped import memory_file
 from headrace.errors import ArrayMismatchError
 from headrace.tree import is_namedtuple, leaves, map_leaves
 

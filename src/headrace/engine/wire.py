@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch.multiprocessing import reductions
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.engine.lease import Memory, as_tensor
 from headrace.engine.shared import LEASE_BYTES, Imports, WorkerPool
 from headrace.tree import NUMPY_DTYPES

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from headrace.data.gather import Gatherer, columns
+from headrace.data.columns import columns
+from headrace.data.gatherer import Gatherer
 from headrace.data.images.decode import Form, pillow
 from headrace.data.images.vision import Directory, Function, VisionSource
 

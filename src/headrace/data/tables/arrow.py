@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.data.tables.columns import Column, Pieces
 from headrace.errors import ArrayTypeError, MissingColumnError, OptionError, SourceError
 from headrace.extras import import_extra

@@ -22,7 +22,7 @@ from typing import IO, Any, Self, TypeAlias
 
 import numpy as np
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.errors import SourceChangedError, SourceError
 
 try:

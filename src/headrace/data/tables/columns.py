@@ -8,8 +8,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from headrace.data.columns import columns
 from headrace.data.compose import Source
-from headrace.data.gather import Array, Gatherer, IndexArray, MappedFiles, columns, in_range
+from headrace.data.gatherer import Array, Gatherer, IndexArray, in_range
+from headrace.data.mapped import MappedFiles
 from headrace.errors import SampleIndexError
 
 Offsets: TypeAlias = npt.NDArray[np.int64]

@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from headrace.data.columns import columns
 from headrace.data.compose import Source
-from headrace.data.gather import Array, Gatherer, MappedFiles, columns
+from headrace.data.gatherer import Array, Gatherer
+from headrace.data.mapped import MappedFiles
 from headrace.data.tables.arrow import Missing, check_missing
 from headrace.data.tables.cache import (
     Memory,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.data.progress import Progress
 from headrace.data.tables.arrow import check_names
 from headrace.data.tables.cache import Sink

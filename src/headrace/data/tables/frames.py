@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.data.tables.arrow import Missing, Place, check_missing, column_of, select
 from headrace.data.tables.columns import Column, Pieces, RowDataset, StoredRows
 from headrace.errors import ArrayTypeError

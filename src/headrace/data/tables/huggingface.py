@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from headrace.data.gather import BUILDERS_BY_NAME, Array, IndexArray, Leaf
+from headrace.data.gather import BUILDERS_BY_NAME
+from headrace.data.gatherer import Array, IndexArray, Leaf
 from headrace.extras import import_extra
 from headrace.tree import NUMPY_DTYPES, leaves
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.data.progress import Progress
 from headrace.data.tables.arrow import Missing, check_missing
 from headrace.data.tables.cache import (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
-from headrace.data.gather import Array, Gatherer, IndexArray, Leaf
+from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf
 from headrace.data.tables.arrow import Missing, Place, column_of, is_number, select
 from headrace.data.tables.cache import Key, check_unchanged
 from headrace.data.tables.columns import Column, Pieces, take

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from headrace.data.compose import Source
 from headrace.data.files import PathLike, Stamp
-from headrace.data.gather import MappedFiles
+from headrace.data.mapped import MappedFiles
 from headrace.data.text.index import Starts, line_index
 from headrace.data.text.reading import (
     BadLineError,

@@ -16,7 +16,7 @@ from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
-from headrace.data.gather import IndexArray
+from headrace.data.gatherer import IndexArray
 from headrace.engine.making.gather import Block, BlockGather
 from headrace.engine.order.order import Order
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.data.gather import Array
+from headrace.data.gatherer import Array
 from headrace.notices import warn_user
 
 _PAIRS = 16  # of equal batches that say nothing, then it is constant data

@@ -20,7 +20,8 @@ from torch.utils.data import default_convert as torch_default_convert
 
 from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
-from headrace.data.gather import Gatherer, find_gatherer
+from headrace.data.gather import find_gatherer
+from headrace.data.gatherer import Gatherer
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
 from headrace.engine.making.skip import odd_one, skipped

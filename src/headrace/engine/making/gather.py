@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import torch
 
-from headrace.data.gather import Array, Gatherer, IndexArray, Leaf, in_range
+from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf, in_range
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
 from headrace.engine.order.order import whole_batches
 from headrace.engine.stats import Counters

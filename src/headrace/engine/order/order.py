@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from headrace.data.gather import IndexArray
+from headrace.data.gatherer import IndexArray
 from headrace.engine.task import Task
 from headrace.rng import mix
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
