@@ -28,6 +28,7 @@
     ├── OutOfMemoryError                (RuntimeError) a step too large for the memory
     └── TrainingError                   (RuntimeError) a training that cannot be right
 
+    SourceWarning                       (UserWarning)  data that may not be what was meant
     TrainingWarning                     (UserWarning)  a training that may not be what was meant
 """
 
@@ -164,6 +165,10 @@ class OutOfMemoryError(HeadraceError, torch.OutOfMemoryError):
 
 class TrainingError(HeadraceError, RuntimeError):
     """A training that cannot be right as it is set up, or that went wrong."""
+
+
+class SourceWarning(UserWarning):
+    """Data that may not be what was meant; the text names file and column, and what to write."""
 
 
 class TrainingWarning(UserWarning):

@@ -15,7 +15,9 @@ from headrace.data.files import PathLike, Stamp
 from headrace.data.mapped import MappedFiles
 from headrace.data.text.index import Starts, line_index
 from headrace.data.text.reading import (
+    CHECKED_BYTES,
     BadLineError,
+    check_alone,
     codec_of,
     compression_of,
     path_list,
@@ -193,6 +195,13 @@ class JSONLines(TextLines):
     """
 
     _skip_blank = True
+
+    def _first_look(self, path: str) -> int:
+        count = super()._first_look(path)
+        if count == 1:
+            data, starts, _ = self._open[len(self._stamps) - 1]
+            check_alone(path, data[starts.item(0) : starts.item(0) + CHECKED_BYTES])
+        return count
 
     def _sample(self, raw: bytes, first: bool) -> Any:
         return to_value(super()._sample(raw, first))

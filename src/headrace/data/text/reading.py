@@ -5,16 +5,23 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from headrace.data.files import PathLike
-from headrace.errors import SourceError
+from headrace.data.text.known import check_text, first_bytes, wide_encoding
+from headrace.errors import SourceError, SourceWarning
+from headrace.notices import warn_user
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_STREAMED = ("gzip", "zstd")
 _SHOWN = 60
 SPACES = b" \t\r\n"  # what JSON calls whitespace
+
+CHECKED_BYTES = 1_024
+_RECORDS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[\[{]")
+_NESTED = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[|\{\s*\"[^\"]*\"\s*:\s*(?:\[\s*[\[{]|\{\s*\"))")
 
 _parse = json.JSONDecoder().decode  # json.loads, without looking at options each time
 
@@ -36,19 +43,22 @@ def path_list(paths: PathLike | Sequence[PathLike]) -> list[str]:
 
 
 def compression_of(path: str) -> str | None:
-    """Return how a file is compressed, by its first bytes: "gzip", "zstd", or not at all.
+    """Return how a file of lines is compressed, by its first bytes: "gzip", "zstd", or not at all.
 
     Raises:
-        SourceError: the file is empty.
+        SourceError: the file is empty, compressed in another way, or no text in which lines end
+            in a byte 10.
         OSError: it cannot be opened.
     """
-    with open(path, "rb") as file:
-        beginning = file.read(4)
-    if not beginning:
-        raise SourceError(f"{path} is an empty file: it has no lines. Leave it out of the paths.")
-    return next(
-        (name for magic, name in _COMPRESSIONS.items() if beginning.startswith(magic)), None
-    )
+    beginning = first_bytes(path)
+    compression = check_text(path, beginning, _STREAMED)
+    wide = wide_encoding(beginning)
+    if compression is None and wide is not None:
+        raise SourceError(
+            f"{path} is {wide}, in which a newline is no single byte, by which lines are found. "
+            f"Convert the file: iconv -f {wide} -t utf-8 {path} > utf8.txt"
+        )
+    return compression
 
 
 def is_blank(raw: bytes) -> bool:
@@ -119,7 +129,29 @@ def to_value(text: str) -> Any:
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
         raise BadLineError(
             f"no JSON ({error.msg}, column {error.colno}): {shown!r}. Each line must be one value: "
-            f"correct it, or the file if it is one value over many lines."
+            f"correct it. If the file is one value over many lines, write jq -c '.[]' old.json > "
+            f"new.jsonl"
         ) from None
     except (ValueError, RecursionError) as error:
         raise BadLineError(f"JSON that cannot be read ({error}). Correct the line.") from None
+
+
+def check_alone(path: str, raw: bytes) -> None:
+    """Check that the only line of a file of JSON lines is one sample, not all of them.
+
+    Raises:
+        SourceError: it is an array of records.
+    """
+    beginning = raw[:CHECKED_BYTES]
+    if _RECORDS.match(beginning):
+        raise SourceError(
+            f"{path} is a JSON array of records in one line, which would be one sample: a list. "
+            f"Write a record a line: jq -c '.[]' {path} > records.jsonl. Or, in Python, "
+            f"DataLoader(json.load(open({path!r})))."
+        )
+    if _NESTED.match(beginning):
+        warn_user(
+            f"{path} has one line, which is one sample. If it holds many, write each of them in a "
+            f"line: jq -c '.[]' {path} > records.jsonl (or '.data[]', with the name of its list).",
+            SourceWarning,
+        )

@@ -13,6 +13,7 @@ from headrace.data.files import PathLike, Stamp
 from headrace.data.text.compressed import open_at
 from headrace.data.text.reading import (
     BadLineError,
+    check_alone,
     codec_of,
     compression_of,
     is_blank,
@@ -51,6 +52,7 @@ class StreamedTextLines(StreamSource):
     """
 
     _skip_blank = False
+    _alone: Callable[[str, bytes], None] | None = None
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class StreamedTextLines(StreamSource):
         """Begin at the first line; in a worker, at the first one of its part."""
         info = get_worker_info()
         mine = self if info is None else self.shard(info.id, info.num_workers)
-        return LineIterator(mine.paths, mine._part, mine._sample, mine._skip_blank)
+        return LineIterator(mine.paths, mine._part, mine._sample, mine._skip_blank, mine._alone)
 
     def _sample(self, raw: bytes, first: bool) -> Any:
         return to_text(raw, self._codec, self.errors, first=first)
@@ -97,6 +99,7 @@ class StreamedJSONLines(StreamedTextLines):
     """
 
     _skip_blank = True
+    _alone = staticmethod(check_alone)
 
     def _sample(self, raw: bytes, first: bool) -> Any:
         return to_value(super()._sample(raw, first))
@@ -110,6 +113,7 @@ class LineIterator:
         part: lines whose number over all files leaves ``part[0]`` when divided by ``part[1]``.
         sample: makes a sample of a line, and of whether it is the first one of its file.
         skip_blank: leave out lines with nothing but spaces.
+        alone: called with path and line where a file has no more than that.
     """
 
     def __init__(
@@ -118,11 +122,13 @@ class LineIterator:
         part: tuple[int, int],
         sample: Callable[[bytes, bool], Any],
         skip_blank: bool,
+        alone: Callable[[str, bytes], None] | None = None,
     ) -> None:
         self._paths = paths
         self._part = part
         self._sample = sample
         self._skip_blank = skip_blank
+        self._alone = alone
         self._opened: tuple[BinaryIO, Stamp] | None = None
         self._file = 0  # which one is read
         self._line = 0  # lines of it that have been read
@@ -139,6 +145,8 @@ class LineIterator:
             self._offset += len(raw)
             self._line += 1
             self._number += 1
+            if self._alone is not None and self._line == 1 and self._is_last():
+                self._alone(self._paths[self._file], raw)
             if (self._number - 1) % parts != mine or (self._skip_blank and is_blank(raw)):
                 continue
             try:
@@ -148,6 +156,11 @@ class LineIterator:
                     f"{self._paths[self._file]}, line {self._line}: {problem}"
                 ) from None
         raise StopIteration
+
+    def _is_last(self) -> bool:
+        """Say whether nothing but blank space follows in the file."""
+        file: Any = None if self._opened is None else self._opened[0]
+        return file is not None and not file.peek(1).strip()
 
     def _next_line(self) -> bytes:
         try:
