@@ -68,6 +68,7 @@ from headrace.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
+from headrace.install import Installation, install, installed, uninstall
 from headrace.loader import DataLoader
 from headrace.memory import alloc
 from headrace.rng import TaskRng, task_rng
@@ -109,6 +110,7 @@ __all__ = [
     "DistributedSampler",
     "Gatherer",
     "HeadraceError",
+    "Installation",
     "IterableDataset",
     "Leaf",
     "LeakWarning",
@@ -157,6 +159,8 @@ __all__ = [
     "default_collate",
     "default_convert",
     "get_worker_info",
+    "install",
+    "installed",
     "iter_batches",
     "jagged_collate",
     "map_batches",
@@ -166,5 +170,6 @@ __all__ = [
     "stack_batch",
     "stratified_split",
     "task_rng",
+    "uninstall",
     "unpad",
 ]

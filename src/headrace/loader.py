@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABCMeta
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.utils.data as torch_data
@@ -40,7 +42,28 @@ from headrace.wiring import check_shard, options_of, shape_of, shard_now, uses_p
 _T_co = TypeVar("_T_co", covariant=True)
 
 
-class DataLoader(torch_data.DataLoader[_T_co]):
+STOCK = torch_data.DataLoader  # kept: headrace.install() puts ours under that name
+
+
+class LoaderType(ABCMeta):
+    """The type of ``DataLoader``: in torch's place, it takes torch's loaders for instances too."""
+
+    in_place = False
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        """Say whether something is a loader."""
+        if cls is DataLoader and LoaderType.in_place:
+            return isinstance(instance, STOCK)
+        return super().__instancecheck__(instance)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        """Say whether a class is one of loaders."""
+        if cls is DataLoader and LoaderType.in_place:
+            return issubclass(subclass, STOCK)
+        return super().__subclasscheck__(subclass)
+
+
+class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
     """``torch.utils.data.DataLoader`` with another engine: same call, same order, same errors.
 
     Datasets of arrays and tensors are gathered a block at a time; everything else is fetched
@@ -324,5 +347,26 @@ class DataLoader(torch_data.DataLoader[_T_co]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _iterator=None, _session=Session())
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Give a loader that torch's constructor made what ours would have given it.
+
+            One that was made, or pickled, before headrace was installed in torch's place.
+            """
+            if name == "_session":
+                self.__dict__[name] = Session()
+                return self.__dict__[name]
+            if name in _DEFAULTS:
+                return _DEFAULTS[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
 
 _DATAPIPES = (torch_data.IterDataPipe, torch_data.MapDataPipe)
+
+# Of our own options, for loaders that our constructor has not seen.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(DataLoader.__init__).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in inspect.signature(STOCK).parameters
+} | {"_device": None, "_auto": False, "_to_measure": False}

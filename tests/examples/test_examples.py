@@ -12,6 +12,9 @@ from .output import differences
 PROGRAMS = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 PAGES = ROOT / "docs" / "examples"
 MEASURED = {"12", "18", "20"}  # they print times and speeds, which are those of the machine
+# Convolutions: each processor has kernels of its own, and what they round differently grows with
+# the steps of the training.
+GROWING = {"05": 0.25}
 PROGRESS = re.compile(r"headrace: |epoch \d+/|$")  # plain lines in place of bars; no warnings
 
 
@@ -41,7 +44,9 @@ def test_example_runs_and_prints_what_its_page_says(program, run):
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if not PROGRESS.match(line)] == []
     wanted = (PAGES / "outputs" / f"{program.stem}.txt").read_text(encoding="utf-8")
-    assert differences(done.stdout, wanted, measured=program.stem[:2] in MEASURED) == []
+    number = program.stem[:2]
+    tolerance = GROWING.get(number, 0.05)
+    assert differences(done.stdout, wanted, measured=number in MEASURED, tolerance=tolerance) == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 import platform
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,10 @@ import typer
 
 import headrace
 from headrace.cli.bench import bench
-from headrace.cli.problems import complain, one_line_errors
+from headrace.cli.problems import CannotGoOn, WrongUse, complain, one_line_errors
+from headrace.cli.program import Program, split
 from headrace.cli.values import number_option
+from headrace.errors import OptionError
 
 app = typer.Typer(
     name="headrace",
@@ -27,8 +30,11 @@ app = typer.Typer(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line in ``arguments`` (default: the process's own); return the exit code."""
     command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:
+        given[1:] = split(given[1:], _RUN_VALUES)
     try:
-        code = command.main(arguments, prog_name="headrace", standalone_mode=False)
+        code = command.main(given, prog_name="headrace", standalone_mode=False)
     except Exception as error:
         # typer carries its own copy of click since 0.26: the class of a usage error has no
         # name that holds for all versions, its way of stating itself has.
@@ -43,7 +49,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("headrace", "interrupted")
         return 130
+    if isinstance(code, Program):
+        return _run_program(code)  # out here: what a program raises is none of typer's business
     return code if isinstance(code, int) else 0
+
+
+def _run_program(program: Program) -> int:
+    try:
+        return program.run()
+    except CannotGoOn as problem:
+        complain("headrace run", str(problem))
+        return 2
+    except OptionError as problem:
+        complain("headrace run", str(problem))
+        return 2
 
 
 def _sentence(message: str) -> str:
@@ -144,6 +163,72 @@ def peek(  # noqa: PLR0917 - typer's
         from headrace.cli.peek import run_peek
 
         run_peek(source, target=target, batch_size=batch_size, rows=rows, out=out, as_json=as_json)
+
+
+_RUN_EXAMPLES = """
+Examples:
+
+  [bold]headrace run train.py --epochs 3[/]
+
+  [bold]headrace run --seed 0 --workers auto train.py[/]
+
+  [bold]headrace run --verbose -m my_project.train[/]
+
+  [bold]torchrun --nproc-per-node 2 -m headrace run train.py[/]
+"""
+
+_RUN_VALUES = ("--seed", "--workers", "--backend", "--device")
+
+
+@app.command(name="run", epilog=_RUN_EXAMPLES)
+def run_program(  # noqa: PLR0917 - typer's
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SCRIPT ARGS...", help="A program, and what it is given."),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("-m", "--module", help="A module to run, in a script's place.")
+    ] = None,
+    seed: Annotated[int | None, number_option("Seed of all loaders: orders that count.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N", help="Workers of all loaders, or auto.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Who makes batches: process, thread, inline.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where batches arrive: cuda, cuda:1.")] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print all that was replaced.")
+    ] = False,
+) -> Program:
+    """Run a program with headrace's DataLoader in the place of torch's; the program stays as it is.
+
+    Its arguments, its exit code and its processes are its own. What is replaced is said in one
+    line, before it starts.
+    """
+    with one_line_errors("headrace run"):
+        words = tuple(program or ())
+        if module is None and not words:
+            raise WrongUse("give a program to run: headrace run train.py")
+        options = {
+            "seed": seed,
+            "num_workers": _workers(workers),
+            "backend": backend,
+            "device": device,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        if module is not None:
+            return Program(module, True, words, given, verbose)
+        return Program(words[0], False, words[1:], given, verbose)
+
+
+def _workers(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise WrongUse(f"--workers must be a whole number or auto, not {text!r}") from None
 
 
 app.add_typer(bench, name="bench")
