@@ -14,7 +14,16 @@ from headrace.data.compose import (
     StreamSource,
 )
 from headrace.data.gatherer import Gatherer, Leaf
-from headrace.data.images import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, FashionMNIST, ImageFolder
+from headrace.data.images import (
+    CIFAR10,
+    CIFAR100,
+    EMNIST,
+    KMNIST,
+    MNIST,
+    FashionMNIST,
+    ImageDecoder,
+    ImageFolder,
+)
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
@@ -36,6 +45,7 @@ __all__ = [
     "FilteredDataset",
     "FilteredStream",
     "Gatherer",
+    "ImageDecoder",
     "ImageFolder",
     "JSONLines",
     "Leaf",

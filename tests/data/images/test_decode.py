@@ -14,13 +14,23 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data.images.conftest import Crop
-from headrace.data.images.decode import Decoder, decode, find_fault
+from headrace.data import ImageDecoder
 from headrace.errors import SourceError
 
 
 def saved(path: Path, image: Image.Image, kind: str, **options: Any) -> str:
     image.save(path, kind, **options)
     return str(path)
+
+
+def decode(path: str, size: Any = None) -> Any:
+    """Rows of pixels, of deep images too as torchvision has them."""
+    decoder = ImageDecoder(size, exif="ignore", background="ignore", deep="clip")
+    return decoder(path).permute(1, 2, 0).numpy()
+
+
+def find_fault(path: str) -> str:
+    return ImageDecoder(exif="ignore", background="ignore", deep="clip").find_fault(path)
 
 
 def pillows(path: str) -> Any:
@@ -73,7 +83,7 @@ class TestFormats:
         pixels = decode(path)
         assert np.array_equal(pixels, pillows(path))
         assert pixels.flags.writeable
-        image = Decoder(None, "pil")(path)
+        image = ImageDecoder(decode="pil", exif="ignore", background="ignore", deep="clip")(path)
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), pixels)
         assert find_fault(path) == ""

@@ -120,7 +120,7 @@ class TestLayout:
         dataset = ImageFolder(folder)
         assert next(iter(DataLoader(dataset, 4)))[0].shape == (4, 3, 48, 64)
         text = pickle.dumps(dataset)
-        assert len(text) < 2_000
+        assert len(text) < 2_500
         again = pickle.loads(text)
         assert again.samples == dataset.samples
         assert torch.equal(again[3][0], dataset[3][0])
@@ -315,8 +315,7 @@ class TestFaults:
         Path(paths[2]).write_bytes(b"")
         Path(paths[4]).write_text("no image at all")
         os.unlink(paths[6])
-        os.mkdir(paths[6] + "x")
-        os.symlink(paths[6] + "x", paths[6])
+        os.mkdir(paths[6])
         return {
             paths[0]: "cannot be decoded",
             paths[2]: "is empty",

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from headrace.data.images.decode import Form, Pixels
+from headrace.data.images.decode import Pixels
+from headrace.data.images.decoder import Form
 from headrace.data.images.loaded import LoadedImages
 from headrace.data.images.unpickle import read_pickle
 from headrace.data.images.vision import Directory, Function

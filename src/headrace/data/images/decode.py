@@ -1,4 +1,4 @@
-"""From an image file to rows of pixels: JPEG by libjpeg-turbo, everything else by Pillow.
+"""From the bytes of an image to rows of pixels: JPEG by libjpeg-turbo, everything else by Pillow.
 
 libjpeg-turbo (simplejpeg) writes straight into the memory that the caller names, without the
 interpreter's lock. Whatever it does not take goes to Pillow, which then has the last word: CMYK,
@@ -7,17 +7,16 @@ files with warnings in them, files that are larger than Pillow's limit on decomp
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
-from headrace.errors import OptionError, SourceError
+from headrace.data.gatherer import Array
+from headrace.errors import SourceError
 from headrace.extras import import_extra
 
 if TYPE_CHECKING:
@@ -26,45 +25,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Place: TypeAlias = Callable[[int, int], Pixels]
-Form: TypeAlias = Literal["tensor", "pil"]
+Size: TypeAlias = tuple[int, int]
 
 _JPEG = b"\xff\xd8\xff"
 _SCALES = (8, 4, 2, 1)  # those whose inverse transforms libjpeg-turbo has vector code for
 _TURBO_COLOURS = ("YCbCr", "RGB", "Gray")
-_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the file's fault
+_WHOLE_IN_FLOAT32 = 2  # bytes of the integers that float32 holds exactly
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """Reads an image file as RGB: a tensor (3, H, W) on rows (H, W, 3), or a Pillow image.
-
-    ``size`` is ``(height, width)`` to resize to, None to leave images as they are.
-    """
-
-    size: tuple[int, int] | None
-    form: Form
-
-    def __call__(self, path: str) -> Any:
-        """Return the image in ``path``.
-
-        Raises:
-            SourceError: it cannot be read or decoded.
-        """
-        pixels = decode(path, self.size)
-        if self.form == "pil":
-            return pillow().fromarray(pixels)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return ``size=`` as (height, width)."""
-    pair = (size, size) if isinstance(size, int) else size
-    if pair is None:
-        return None
-    whole = isinstance(pair, (tuple, list)) and len(pair) == 2
-    if not whole or not all(isinstance(n, int) and n > 0 for n in pair):
-        raise OptionError(f"size={size!r} is no height and width in pixels. Write size=(224, 224).")
-    return pair[0], pair[1]
+def is_jpeg(data: bytes) -> bool:
+    """Say whether bytes begin as a JPEG does, whatever their file is called."""
+    return data.startswith(_JPEG)
 
 
 def fresh(height: int, width: int) -> Pixels:
@@ -72,61 +43,12 @@ def fresh(height: int, width: int) -> Pixels:
     return np.empty((height, width, 3), np.uint8)
 
 
-def decode(path: str, size: tuple[int, int] | None = None, place: Place = fresh) -> Pixels:
-    """Return an image file's pixels as RGB, ``(H, W, 3)``, written to ``place(H, W)``.
+def by_turbo(data: bytes, size: Size | None, place: Place) -> Pixels | None:
+    """Decode a JPEG, or return None for what Pillow should have a look at.
 
-    With ``size``, a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1/1 at which it is no
-    smaller than ``size`` in either direction; then the image is resized to ``size`` as
-    ``torchvision.transforms.v2.Resize(size)`` resizes a tensor: bilinear, antialiased.
-
-    Raises:
-        SourceError: the file cannot be read or decoded.
+    With ``size``, it is decoded at the smallest of 1/8, 1/4, 1/2 and 1/1 at which it is no smaller
+    than ``size`` in either direction, and then resized.
     """
-    data = _read(path)
-    if data.startswith(_JPEG):
-        pixels = _turbo(data, size, place)
-        if pixels is not None:
-            return pixels
-
-    def finish(image: PIL.Image.Image) -> Pixels:
-        return _fit(np.array(image.convert("RGB")), size, place)
-
-    return _with_pillow(path, data, finish)
-
-
-def find_fault(path: str) -> str:
-    """Return why an image file cannot be decoded, "" where it can; all of it is looked at."""
-    try:
-        data = _read(path)
-        if data.startswith(_JPEG) and _turbo(data, (1, 1), fresh) is not None:
-            return ""  # at 1/8, which reads every bit of the file
-        _with_pillow(path, data, lambda image: image.convert("RGB"))
-    except SourceError as error:
-        return str(error)
-    return ""
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.read()
-    except OSError as error:
-        if error.errno in _THIS_PROCESS:
-            raise
-        raise SourceError(f"{path} cannot be read: {error.strerror}. {_REMEDY}") from error
-    if not data:
-        raise SourceError(f"{path} is empty. {_REMEDY}")
-    return data
-
-
-_REMEDY = (
-    'Replace the file, or write ImageFolder(..., on_error="skip") to leave out all that cannot '
-    "be decoded."
-)
-
-
-def _turbo(data: bytes, size: tuple[int, int] | None, place: Place) -> Pixels | None:
-    """Decode a JPEG, or return None for what Pillow should have a look at."""
     turbo = _simplejpeg()
     try:
         height, width, colours, _ = turbo.decode_jpeg_header(data)
@@ -141,10 +63,10 @@ def _turbo(data: bytes, size: tuple[int, int] | None, place: Place) -> Pixels | 
         turbo.decode_jpeg(data, min_height=least[0], min_width=least[1], buffer=out)
     except ValueError:
         return None
-    return out if direct else _fit(out, size, place)
+    return out if direct else fit(out, size, place)
 
 
-def _scale(height: int, width: int, size: tuple[int, int]) -> int:
+def _scale(height: int, width: int, size: Size) -> int:
     """Return the largest divisor at which a JPEG is no smaller than ``size``."""
     fits = (s for s in _SCALES if -(-height // s) >= size[0] and -(-width // s) >= size[1])
     return next(fits, 1)
@@ -155,32 +77,46 @@ def _may_be_a_bomb(height: int, width: int) -> bool:
     return limit is not None and height * width > limit
 
 
-def _with_pillow(path: str, data: bytes, use: Callable[[PIL.Image.Image], R]) -> R:
-    """Open an image with Pillow and use it, with an error that names the file."""
+def by_pillow(data: bytes, use: Callable[[PIL.Image.Image], R], where: str, remedy: str) -> R:
+    """Open an image with Pillow and use it, with an error that names the place.
+
+    Raises:
+        SourceError: Pillow cannot decode it, or ``use`` refuses it.
+    """
     try:
         with pillow().open(io.BytesIO(data)) as image:
             return use(image)
-    except MemoryError:
+    except (MemoryError, SourceError):
         raise
     except Exception as error:  # its decoders raise whatever a broken file makes them
         what = str(error).rstrip(".") or type(error).__name__
         if isinstance(error, pillow().UnidentifiedImageError):
             what = "it is of no format that Pillow knows"
-        raise SourceError(f"{path} cannot be decoded: {what}. {_REMEDY}") from error
+        raise SourceError(f"{where} cannot be decoded: {what}. {remedy}") from error
 
 
-def _fit(pixels: Pixels, size: tuple[int, int] | None, place: Place) -> Pixels:
+def fit(pixels: Pixels, size: Size | None, place: Place) -> Pixels:
     """Return pixels in their place, resized where they are not of ``size``."""
     out = place(*(size or pixels.shape[:2]))
-    if pixels.shape == out.shape:
-        out[...] = pixels
-        return out
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    resized = torch.nn.functional.interpolate(
-        planes, size=out.shape[:2], mode="bilinear", antialias=True
-    )
-    out[...] = resized[0].permute(1, 2, 0).numpy()
+    out[...] = pixels if pixels.shape == out.shape else resized(pixels, out.shape[:2])
     return out
+
+
+def resized(pixels: Array, size: Size) -> Array:
+    """Return rows of pixels of any type resized: bilinear, antialiased, whole numbers rounded.
+
+    This is what ``torchvision.transforms.v2.Resize(size)`` does with a tensor.
+    """
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
+    kind = planes.dtype
+    if kind is not torch.uint8:  # which has a way of its own, to the bit that of torchvision
+        exact = kind.is_floating_point or kind.itemsize <= _WHOLE_IN_FLOAT32
+        planes = planes.to(torch.float32 if exact else torch.float64)
+    planes = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
+    if not kind.is_floating_point and planes.is_floating_point():
+        planes = planes.round_()  # between the values around it, so that it is in their range
+    rows: Array = planes[0].to(kind).permute(1, 2, 0).numpy()
+    return rows
 
 
 @cache

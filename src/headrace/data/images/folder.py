@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,30 +14,32 @@ import torch
 
 from headrace.collate.stack import Prestacked
 from headrace.data.identity import function_identity
-from headrace.data.images.decode import (
-    Decoder,
-    Form,
-    Pixels,
-    checked_size,
-    decode,
-    find_fault,
-    fresh,
-)
+from headrace.data.images.decode import Pixels, fresh
+from headrace.data.images.decoder import Colour, Deep, Exif, Form, ImageDecoder, Wording
 from headrace.data.images.files import (
     IMG_EXTENSIONS,
     FileTable,
-    IsValid,
+    Order,
     Sample,
     find_classes,
     make_dataset,
+    torchvisions_classes,
+    torchvisions_dataset,
 )
+from headrace.data.images.layout import Layout
 from headrace.data.images.vision import Directory, Function, VisionSource
+from headrace.data.images.walk import IsValid
 from headrace.data.progress import Progress
 from headrace.errors import OptionError, SourceError
 from headrace.machine import available_cores
 from headrace.memory import alloc
 
 _AT_ONCE = 1024  # files whose check is under way
+_WORDING = Wording(
+    "ImageFolder(..., {})",
+    'Replace the file, or write ImageFolder(..., on_error="skip") to leave out all that cannot be '
+    "decoded.",
+)
 
 
 class ImageFolder(VisionSource):
@@ -64,11 +67,25 @@ class ImageFolder(VisionSource):
         on_error: "raise", or "skip": every file is decoded once now, by as many threads as there
             are cores, and those that cannot be are left out, listed in ``skipped`` as pairs
             (path, reason), with a warning.
+        exif: "apply" turns images as their EXIF orientation says, "ignore" leaves them lying.
+        background: the colour under images that are transparent in places, or "ignore".
+        deep: images of more than 8 bits a channel: "keep" their values, "scale", or "clip".
+        frame: which image of several in a file. These four as in :class:`ImageDecoder`.
+        class_order: names of classes that are all numbers are sorted as such ("number"), or as
+            torchvision sorts them: "10" before "2" ("text"). None sorts them as numbers, with a
+            warning where the two differ.
+        like_torchvision: the files and classes of torchvision, and its pixels, without a word:
+            hidden and system's directories, links followed again and again, names sorted as text,
+            deep images clipped, orientation and transparency dropped; where no other option says
+            otherwise.
 
-    Images are RGB whatever the file holds, as Pillow's ``convert("RGB")`` makes them; an EXIF
-    orientation is ignored, as by torchvision. Paths and classes are in a :class:`SharedList`, which
-    workers read without copying it, until ``samples`` and ``targets`` are asked for, which are
-    lists.
+    Hidden files and directories, and those of systems (``.ipynb_checkpoints``, ``__MACOSX``,
+    ``._1.jpg``), are left out, a file that several paths lead to comes once, and a tree that looks
+    like another one (``train`` and ``val`` as classes) is warned of.
+
+    Images are RGB whatever the file holds, as Pillow's ``convert("RGB")`` makes them, but for deep
+    ones. Paths and classes are in a :class:`SharedList`, which workers read without copying it,
+    until ``samples`` and ``targets`` are asked for, which are lists.
 
     Raises:
         SourceError: there is no class, or a class without an image; when a sample is asked for: a
@@ -88,22 +105,44 @@ class ImageFolder(VisionSource):
         size: int | tuple[int, int] | None = None,
         decode: Form | None = None,
         on_error: Literal["raise", "skip"] = "raise",
+        exif: Exif | None = None,
+        background: Colour | Literal["ignore"] | None = None,
+        deep: Deep | None = None,
+        frame: int | None = None,
+        class_order: Order | None = None,
+        like_torchvision: bool = False,
     ) -> None:
         super().__init__(root, transform, target_transform, decode)
-        self.size = checked_size(size)
-        if loader is not None and (size is not None or decode is not None):
-            raise OptionError("loader= decides what images are: size= and decode= go without it.")
+        asked = (size, decode, exif, background, deep, frame)
+        if loader is not None and any(option is not None for option in asked):
+            raise OptionError(
+                "loader= decides what images are: size=, decode=, exif=, background=, deep= and "
+                "frame= go without it."
+            )
+        if class_order not in (None, "number", "text"):
+            raise OptionError(
+                f'class_order={class_order!r} is unknown. Write class_order="number" or '
+                f'class_order="text".'
+            )
         if on_error not in ("raise", "skip"):
             raise OptionError(
                 f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
             )
+        if like_torchvision:
+            exif, background, deep = exif or "ignore", background or "ignore", deep or "clip"
+            frame = frame or 0
+        self._decoder = ImageDecoder(
+            size, self.form, exif, background, deep, frame, wording=_WORDING
+        )
+        self.size = self._decoder.size
+        self.like_torchvision = like_torchvision
+        self.class_order = class_order
         self._loader = loader
         self._sizes_differ = False
         self.extensions = IMG_EXTENSIONS if is_valid_file is None else None
+        self._layout: Layout | None = Layout(self.root)
         self.classes, self.class_to_idx = self.find_classes(self.root)
-        found = self.make_dataset(
-            self.root, self.class_to_idx, self.extensions, is_valid_file, allow_empty
-        )
+        found = self._found(is_valid_file, allow_empty)
         self.skipped: list[tuple[str, str]] = []
         if on_error == "skip":
             found = self._without_faults(found)
@@ -112,7 +151,9 @@ class ImageFolder(VisionSource):
 
     def find_classes(self, directory: Directory) -> tuple[list[str], dict[str, int]]:
         """Return the classes and the number of each; a subclass may find them another way."""
-        return find_classes(directory)
+        if self.like_torchvision:
+            return torchvisions_classes(directory)
+        return find_classes(directory, self.class_order, self._layout)
 
     @staticmethod
     def make_dataset(
@@ -124,6 +165,20 @@ class ImageFolder(VisionSource):
     ) -> list[Sample]:
         """Return the pairs (path, class number); a subclass may find them another way."""
         return make_dataset(directory, class_to_idx, extensions, is_valid_file, allow_empty)
+
+    def _found(self, is_valid_file: IsValid | None, allow_empty: bool) -> list[Sample]:
+        """Return the samples, with one word on all that is odd about the tree."""
+        asked = (self.root, self.class_to_idx, self.extensions, is_valid_file, allow_empty)
+        layout, self._layout = self._layout, None  # of now: later calls look for themselves
+        assert layout is not None
+        if type(self).make_dataset is not ImageFolder.make_dataset:
+            found = self.make_dataset(*asked)
+        elif self.like_torchvision:
+            found = torchvisions_dataset(*asked)
+        else:
+            found = make_dataset(*asked, layout)
+        layout.tell()
+        return found
 
     @property
     def samples(self) -> list[Sample]:
@@ -163,14 +218,20 @@ class ImageFolder(VisionSource):
     @property
     def loader(self) -> Callable[[str], Any]:
         """What makes an image of a path."""
-        return self._loader or Decoder(self.size, self.form)
+        return self._loader or self._decode_as(self.form)
 
     @loader.setter
     def loader(self, loader: Callable[[str], Any]) -> None:
         self._loader = loader
 
+    def _decode_as(self, form: Form) -> ImageDecoder:
+        """Return the decoder, which a transform set since may have given another form."""
+        if self._decoder.decode != form:
+            self._decoder = replace(self._decoder, decode=form)
+        return self._decoder
+
     def _identity(self) -> str:
-        return f"{super()._identity()} {self.size} {function_identity(self._loader)}"
+        return f"{super()._identity()} {self._decoder} {function_identity(self._loader)}"
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -187,8 +248,9 @@ class ImageFolder(VisionSource):
             return [self[index] for index in indices]
         block = _Block(len(indices))
         files = [self._files[index] for index in indices]
+        decoder = self._decode_as("tensor")
         pixels = [
-            decode(path, self.size, partial(block.place, number))
+            decoder.pixels(decoder.read(path), path, partial(block.place, number))
             for number, (path, _) in enumerate(files)
         ]
         targets = [target for _, target in files]
@@ -204,7 +266,8 @@ class ImageFolder(VisionSource):
     def _makes_blocks(self) -> bool:
         overridden = type(self).__getitem__ is not ImageFolder.__getitem__
         plain = self.form == "tensor" and self.transform is None and self._loader is None
-        return plain and not overridden and not self._sizes_differ
+        deep = self._decoder.deep == "keep"  # what has no place in a block of uint8
+        return plain and not overridden and not self._sizes_differ and not deep
 
     def _without_faults(self, found: list[Sample]) -> list[Sample]:
         good: list[Sample] = []
@@ -216,7 +279,7 @@ class ImageFolder(VisionSource):
             for start in range(0, len(found), _AT_ONCE):
                 some = found[start : start + _AT_ONCE]
                 for sample, fault in zip(
-                    some, pool.map(find_fault, [p for p, _ in some]), strict=True
+                    some, pool.map(self._decoder.find_fault, [p for p, _ in some]), strict=True
                 ):
                     if fault:
                         self.skipped.append((sample[0], fault))

@@ -8,7 +8,8 @@ import torch
 
 from headrace.data.columns import columns
 from headrace.data.gatherer import Gatherer
-from headrace.data.images.decode import Form, pillow
+from headrace.data.images.decode import pillow
+from headrace.data.images.decoder import Form
 from headrace.data.images.vision import Directory, Function, VisionSource
 
 

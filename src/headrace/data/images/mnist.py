@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headrace.data.images.decode import Form
+from headrace.data.images.decoder import Form
 from headrace.data.images.idx import read_idx
 from headrace.data.images.loaded import LoadedImages
 from headrace.data.images.vision import Directory, Function

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from headrace.data.compose import Source
 from headrace.data.identity import function_identity
-from headrace.data.images.decode import Form
+from headrace.data.images.decoder import Form
 from headrace.errors import OptionError
 
 Function: TypeAlias = Callable[[Any], Any]
