@@ -25,7 +25,7 @@ FLOORS = [
     ),
     ("first", {"data", "sampling", "collate"}),
     ("second: movement", {"engine"}),
-    ("third: the face", {"loader", "iterator", "wiring", "checks", "testing"}),
+    ("third: the face", {"loader", "iterator", "wiring", "checks", "carried", "testing"}),
     ("fourth", {"train", "tune", "apply", "install"}),
     ("fifth", {"bench"}),
     ("top", {"cli", "__main__"}),

@@ -13,6 +13,7 @@ import torch.utils.data as torch_data
 from torch.utils.data import IterableDataset
 from torch.utils.data import RandomSampler as TorchRandomSampler
 
+from headrace.carried import Carrier, takes_up, warn_of_lost
 from headrace.checks import (
     batch_size_error,
     check_indexable,
@@ -124,6 +125,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         ValueError: for options that cannot be, at construction, as torch does.
     """
 
+    @takes_up
     def __init__(  # noqa: PLR0917 - torch's order of arguments
         self,
         dataset: torch_data.Dataset[_T_co],
@@ -215,6 +217,11 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         self.batch_transform = batch_transform
         check_shard(self)
         check_sampler(sampler, batch_size)
+        options = {n: getattr(self, n) for n in _OWN if getattr(self, n) != _OWN[n]}
+        if measure:
+            options["num_workers"] = "auto"
+        if options:
+            self.collate_fn = Carrier(self.collate_fn, options)
         self._session = Session()
 
     def _shuffle_large(self, sampler: TorchRandomSampler) -> None:
@@ -359,14 +366,19 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
                 return self.__dict__[name]
             if name in _DEFAULTS:
                 return _DEFAULTS[name]
+            if name == "_is_accelerate_prepared" and not LoaderType.in_place:
+                # accelerate asks for it before it builds a loader anew from the parts of this one.
+                warn_of_lost(getattr(self.collate_fn, "options", {}))
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 _DATAPIPES = (torch_data.IterDataPipe, torch_data.MapDataPipe)
 
-# Of our own options, for loaders that our constructor has not seen.
-_DEFAULTS = {
+_OF_TORCH = inspect.signature(STOCK).parameters
+_OWN = {
     name: parameter.default
     for name, parameter in inspect.signature(DataLoader.__init__).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name not in inspect.signature(STOCK).parameters
-} | {"_device": None, "_auto": False, "_to_measure": False}
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _OF_TORCH
+}
+# Of loaders that our constructor has not seen.
+_DEFAULTS = {**_OWN, "_device": None, "_auto": False, "_to_measure": False}

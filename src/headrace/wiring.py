@@ -10,6 +10,7 @@ import torch.utils.data as torch_data
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from headrace.carried import alone
 from headrace.data.shard import check_divisible, shard_of
 from headrace.engine.backends.context import worker_context
 from headrace.engine.epoch import Options
@@ -30,7 +31,7 @@ def options_of(loader: Any) -> Options:
     return Options(
         recipe=Recipe(
             dataset=dataset,
-            collate=loader.collate_fn,
+            collate=alone(loader.collate_fn),
             iterable=iterable,
             auto_collation=loader._auto_collation,
             batch_size=loader.batch_size,
@@ -119,7 +120,8 @@ def check_shard(loader: Any) -> None:
     elif type(loader.batch_sampler) is not torch_data.BatchSampler:
         raise OptionError(
             "shard= divides batches of a fixed size. Leave batch_sampler= out and give "
-            "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=)."
+            "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=). "
+            "Where a library divides them, as accelerate's prepare() does, leave shard= out."
         )
 
 
