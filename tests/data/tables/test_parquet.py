@@ -22,7 +22,6 @@ from headrace import DataLoader
 from headrace.data import ParquetDataset, RowGroupSampler
 from headrace.data.tables.row_groups import Groups
 from headrace.errors import (
-    ArrayTypeError,
     MissingColumnError,
     OptionError,
     SourceChangedError,
@@ -279,16 +278,3 @@ class TestBadFiles:
         pq.write_table(pa.table({"x": [1.5]}), tmp_path / "b.parquet")
         with pytest.raises(SourceError, match=r"b.parquet, column 'x' has type double.*int64"):
             ParquetDataset(tmp_path, **way)
-
-    def test_whose_directories_hold_a_column(self, tmp_path: Path) -> None:
-        (tmp_path / "year=2024").mkdir()
-        pq.write_table(pa.table({"x": [1]}), tmp_path / "year=2024" / "a.parquet")
-        with pytest.raises(SourceError, match="'year=2024' holds a column"):
-            ParquetDataset(tmp_path)
-
-    def test_with_a_column_of_dates(self, tmp_path: Path, way: Any) -> None:
-        frame = pd.DataFrame({"x": [1], "day": [pd.Timestamp("2024-01-01")]})
-        frame.to_parquet(tmp_path / "t.parquet")
-        with pytest.raises(ArrayTypeError, match=r"column 'day': timestamp.*columns="):
-            ParquetDataset(tmp_path / "t.parquet", **way)[0]
-        assert ParquetDataset(tmp_path / "t.parquet", ["x"], **way)[0] == {"x": 1}

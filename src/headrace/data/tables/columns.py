@@ -1,54 +1,18 @@
-"""Columns of a table: arrays, and texts and lists of any length as values and offsets."""
+"""Rows of a table: those of columns in memory, and datasets of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace.data.columns import columns
 from headrace.data.compose import Source
-from headrace.data.gatherer import Array, Gatherer, IndexArray, in_range
+from headrace.data.gatherer import Gatherer, IndexArray, in_range
 from headrace.data.mapped import MappedFiles
+from headrace.data.tables.nested import Column, arrays_of, take
 from headrace.errors import SampleIndexError
-
-Offsets: TypeAlias = npt.NDArray[np.int64]
-
-
-class Pieces:
-    """A column of rows of any length: texts, byte strings, or arrays.
-
-    Args:
-        kind: what a row is.
-        offsets: int64 of shape ``(rows + 1,)``: row i is ``values[offsets[i]:offsets[i + 1]]``.
-        values: the rows, one behind the other; uint8 for texts (UTF-8) and byte strings.
-    """
-
-    def __init__(
-        self, kind: Literal["text", "bytes", "array"], offsets: Offsets, values: Array
-    ) -> None:
-        self.kind = kind
-        self.offsets = offsets
-        self.values = values
-        self._make: Any = {"text": _text, "bytes": Array.tobytes, "array": np.array}[kind]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def take(self, indices: IndexArray) -> list[Any]:
-        """Return the rows at ``indices``, each in ``[0, len)``."""
-        starts, ends = self.offsets[indices].tolist(), self.offsets[indices + 1].tolist()
-        make, values = self._make, self.values.view(np.ndarray)
-        return [make(values[start:end]) for start, end in zip(starts, ends, strict=True)]
-
-
-def _text(row: Array) -> str:
-    return row.tobytes().decode()
-
-
-Column: TypeAlias = Array | Pieces
 
 
 class Rows(Protocol):
@@ -75,7 +39,7 @@ class StoredRows:
         self.names = tuple(table)
         self._table = table
         self._length = length
-        self._files = MappedFiles(array for column in table.values() for array in _arrays(column))
+        self._files = MappedFiles(array for column in table.values() for array in arrays_of(column))
 
     def __len__(self) -> int:
         return self._length
@@ -87,21 +51,8 @@ class StoredRows:
 
     def gatherer(self) -> Gatherer | None:
         """Return the gatherer of the columns if all are arrays."""
-        if not self._length or any(isinstance(c, Pieces) for c in self._table.values()):
-            return None
-        return columns(self._table)
-
-
-def _arrays(column: Column) -> tuple[Array, ...]:
-    return (column.offsets, column.values) if isinstance(column, Pieces) else (column,)
-
-
-def take(column: Column, indices: IndexArray) -> Iterable[Any]:
-    """Return a column's values at ``indices``: NumPy scalars, arrays, texts or byte strings."""
-    if isinstance(column, Pieces):
-        return column.take(indices)
-    rows: Array = column.view(np.ndarray)[indices]
-    return rows
+        arrays = {n: c for n, c in self._table.items() if isinstance(c, np.ndarray)}
+        return columns(arrays) if self._length and len(arrays) == len(self._table) else None
 
 
 class RowDataset(Source):

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
 from headrace.data.gatherer import Array
-from headrace.data.tables.arrow import Missing, Place, check_missing, column_of, select
-from headrace.data.tables.columns import Column, Pieces, RowDataset, StoredRows
+from headrace.data.images.decoder import ImageDecoder
+from headrace.data.tables.arrow import (
+    Missing,
+    Place,
+    check_missing,
+    checked_images,
+    column_of,
+    select,
+)
+from headrace.data.tables.columns import RowDataset, StoredRows
+from headrace.data.tables.kinds import find_images, first_batches, may_hold_images, plain_kind
+from headrace.data.tables.nested import Column
+from headrace.data.tables.pieces import Pieces
 from headrace.errors import ArrayTypeError
 from headrace.extras import import_extra
 from headrace.tree import TORCH_DTYPES
@@ -33,17 +45,24 @@ class TableDataset(RowDataset):
         columns: names of the columns, in the order of a sample's keys; default all.
         missing: "error", or the number to put where a number is missing; a missing text or list
             is then an empty one.
+        images: what decodes images in structs ``{bytes, path}``, as in :class:`ParquetDataset`.
 
     Raises:
-        ArrayTypeError: something else than a table, or a column of dates, structs or the like.
+        ArrayTypeError: something else than a table, or a column that has no plain meaning.
         SourceError: a missing value; it names row and column.
         MissingColumnError: a column that is not there.
     """
 
     def __init__(
-        self, table: Any, columns: Sequence[str] | None = None, *, missing: Missing = "error"
+        self,
+        table: Any,
+        columns: Sequence[str] | None = None,
+        *,
+        missing: Missing = "error",
+        images: ImageDecoder | Literal[False] | None = None,
     ) -> None:
         check_missing(missing)
+        decoder = checked_images(images)
         kind = _library(table)
         if kind is None:
             raise ArrayTypeError(
@@ -51,10 +70,14 @@ class TableDataset(RowDataset):
                 f"Write TableDataset(pyarrow.table({{'x': ...}}))."
             )
         where = f"the {kind} {type(table).__name__}"
-        read = {"pyarrow": _arrow, "polars": _polars, "pandas": _pandas}[kind]
-        names = [str(name) for name in (table.schema.names if kind == "pyarrow" else table.columns)]
+        read = {"pyarrow": _arrow, "polars": _polars, "pandas": _pandas, "datasets": _arrow}[kind]
+        if kind == "datasets":
+            table = _table_of(table)
+        is_arrow = kind in ("pyarrow", "datasets")
+        names = [str(name) for name in (table.schema.names if is_arrow else table.columns)]
         picked = select(names, columns, where)
-        found = {n: read(table, names.index(n), Place(where, n, missing)) for n in picked}
+        places = {n: Place(where, n, missing, decoder=decoder) for n in picked}
+        found = {n: read(table, names.index(n), place) for n, place in places.items()}
         self._rows = StoredRows({n: _block(column) for n, column in found.items()}, len(table))
 
     def __repr__(self) -> str:
@@ -66,7 +89,7 @@ def as_dataset(source: Any) -> Any:
 
     No library is imported: where one was not, there can be no frame of it.
     """
-    return source if _library(source) is None else TableDataset(source)
+    return source if _library(source) in (None, "datasets") else TableDataset(source)
 
 
 def _block(column: Column) -> Column:
@@ -80,24 +103,43 @@ def _block(column: Column) -> Column:
     return values.reshape(len(column), widths[0])
 
 
+_KINDS = (
+    ("pyarrow", "Table"),
+    ("polars", "DataFrame"),
+    ("pandas", "DataFrame"),
+    ("datasets", "Dataset"),
+)
+
+
 def _library(table: Any) -> str | None:
-    for library, name in (("pyarrow", "Table"), ("polars", "DataFrame"), ("pandas", "DataFrame")):
+    for library, name in _KINDS:
         kind = getattr(sys.modules.get(library), name, None)
         if isinstance(kind, type) and isinstance(table, kind):
             return library
     return None
 
 
+def _table_of(dataset: Any) -> Any:
+    """Return the Arrow table of a Hugging Face dataset, with its columns, rows and their order."""
+    if dataset._indices is None:
+        return dataset.data.table.select(dataset.column_names)
+    return dataset.with_format("arrow")[:]
+
+
 def _arrow(table: Any, number: int, place: Place) -> Column:
-    return column_of(table.column(number), place)
+    return _chunked(table.column(number), place)
 
 
 def _polars(frame: Any, number: int, place: Place) -> Column:
+    return _chunked(frame.to_series(number).to_arrow(), place)
+
+
+def _chunked(found: Any, place: Place) -> Column:
     pa = import_extra("pyarrow", "tables")
-    found = frame.to_series(number).to_arrow()
-    return column_of(
-        found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found]), place
-    )
+    column = found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
+    if place.decoder is not None and may_hold_images(plain_kind(column.type)):
+        place = replace(place, images=find_images(first_batches(column), place.name))
+    return column_of(column, place)
 
 
 def _pandas(frame: Any, number: int, place: Place) -> Column:
@@ -113,6 +155,4 @@ def _pandas(frame: Any, number: int, place: Place) -> Column:
             f"{place.where}, column {place.name!r}: values of several types ({error}). Give them "
             f"one: frame[{place.name!r}].astype(str)."
         ) from error
-    return column_of(
-        found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found]), place
-    )
+    return _chunked(found, place)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +13,23 @@ import torch
 from torch.utils.data import Sampler
 
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf
-from headrace.data.tables.arrow import Missing, Place, column_of, is_number, select
+from headrace.data.images.decoder import ImageDecoder
+from headrace.data.tables.arrow import Missing, Place, column_of, select
 from headrace.data.tables.cache import Key, check_unchanged
-from headrace.data.tables.columns import Column, Pieces, take
+from headrace.data.tables.kinds import (
+    find_images,
+    first_batches_of_file,
+    leaf_of,
+    may_hold_images,
+    plain_kind,
+)
+from headrace.data.tables.nested import Column, map_arrays, take
+from headrace.data.tables.partitions import Partitions
 from headrace.errors import OptionError, SourceError
 from headrace.extras import import_extra
 from headrace.rng import mix
 from headrace.sampling.order import CHUNK, Chunks
 from headrace.sampling.random import draw_seed
-from headrace.tree import TORCH_DTYPES
 
 _READS_BEFORE_WARNING = 16
 _TIMES_OVER = 4
@@ -33,20 +39,35 @@ class Groups:
     """The row groups of Parquet files, in order, and the columns that are read of them.
 
     Raises:
-        SourceError: a file that is no Parquet, or whose columns have other types than the first's.
+        SourceError: a file that is no Parquet, whose columns have other types than the first's, or
+            one that its directories hold too.
         MissingColumnError: a column that is not there.
     """
 
-    def __init__(self, key: Key, wanted: Sequence[str] | None, missing: Missing) -> None:
+    def __init__(
+        self,
+        key: Key,
+        wanted: Sequence[str] | None,
+        missing: Missing,
+        partitions: Partitions,
+        decoder: ImageDecoder | None,
+    ) -> None:
         self.paths = [path for path, _, _ in key["files"]]
-        self.missing = missing
+        self._missing = missing
         self._key = key
+        self._partitions = partitions
+        self._decoder = decoder
         self._files = [_open(path) for path in self.paths]
+        for path, file in zip(self.paths, self._files, strict=True):
+            self._check_apart(path, file.schema_arrow)
         first = self._files[0].schema_arrow
-        self.names = select(first.names, wanted, self.paths[0])
-        self.schema = {name: first.field(name).type for name in self.names}
+        known = {field.name: plain_kind(field.type) for field in first}
+        self.names = select([*first.names, *partitions.columns], wanted, self.paths[0])
+        known |= {name: partitions.kind(name) for name in partitions.columns}
+        self.schema = {name: known[name] for name in self.names}
         for path, file in zip(self.paths, self._files, strict=True):
             self._check_schema(path, file.schema_arrow)
+        self._images = frozenset().union(*map(self._find_images, self.names))
         self._groups = [
             (file, group)
             for file in range(len(self._files))
@@ -57,15 +78,40 @@ class Groups:
         )
         self.ends = np.cumsum(self.sizes)
 
+    def _check_apart(self, path: str, schema: Any) -> None:
+        both = sorted(set(schema.names) & set(self._partitions.columns))
+        if both:
+            raise SourceError(
+                f"{path} has a column {both[0]!r}, and so have the names of its directories. Give "
+                f"the files alone, as a list: ParquetDataset([{path!r}, ...])."
+            )
+
     def _check_schema(self, path: str, schema: Any) -> None:
-        select(schema.names, self.names, path)
-        for name, kind in self.schema.items():
-            found = schema.field(name).type
+        stored = [name for name in self.names if name not in self._partitions.columns]
+        if stored:
+            select(schema.names, stored, path)
+        for name in stored:
+            kind, found = self.schema[name], plain_kind(schema.field(name).type)
             if found != kind:
                 raise SourceError(
                     f"{path}, column {name!r} has type {found}, in {self.paths[0]} it has {kind}. "
                     f"Write the files with one schema, or read them apart."
                 )
+
+    def _find_images(self, name: str) -> frozenset[str]:
+        if self._decoder is None or not may_hold_images(self.schema[name]):
+            return frozenset()
+        pa = import_extra("pyarrow", "tables")
+        for path, file in zip(self.paths, self._files, strict=True):
+            try:
+                found = find_images(first_batches_of_file(file, name), name)
+            except (pa.ArrowException, OSError) as error:
+                raise SourceError(
+                    f"{path}, column {name!r}: cannot be decoded ({error}). Write the file again."
+                ) from error
+            if found:
+                return found
+        return frozenset()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -77,14 +123,16 @@ class Groups:
 
     def size_bytes(self) -> int:
         """Return about how many bytes the columns take once they are read."""
-        fixed = sum(kind.bit_width // 8 for kind in self.schema.values() if is_number(kind))
+        leaves = {name: leaf_of(kind) for name, kind in self.schema.items()}
+        fixed = sum(leaf.size_bytes for leaf in leaves.values() if leaf is not None)
         total = self.rows * fixed
         for file, group in self._groups:
             metadata = self._files[file].metadata.row_group(group)
             for number in range(metadata.num_columns):
                 chunk = metadata.column(number)
-                name = chunk.path_in_schema.partition(".")[0]
-                if name in self.schema and not is_number(self.schema[name]):
+                path = chunk.path_in_schema
+                name = path if path in self.schema else path.partition(".")[0]
+                if name in self.schema and leaves[name] is None:
                     total += chunk.total_uncompressed_size
         return int(total)
 
@@ -103,11 +151,16 @@ class Groups:
         table: dict[str, Column] = {}
         try:
             for name in self.names:
-                place = Place(path, name, self.missing, first_row)
+                place = Place(
+                    path, name, self._missing, first_row, None, self._images, self._decoder
+                )
+                if name in self._partitions.columns:
+                    table[name] = self._partitions.column(file, int(self.sizes[number]), place)
+                    continue
                 # A column at a time, copied: Arrow's pool keeps what it frees, NumPy does not, so
                 # that a group costs its own size and no more.
                 read = self._files[file].read_row_group(group, [name], use_threads=False)
-                table[name] = _copied(column_of(read.column(name), place))
+                table[name] = map_arrays(column_of(read.column(name), place), np.array)
         except (pa.ArrowException, OSError) as error:
             self.check_unchanged(file)
             raise SourceError(
@@ -127,15 +180,9 @@ class Groups:
 
     def spec(self) -> dict[str, Leaf] | None:
         """Return the spec of a gatherer, None where a column is no array."""
-        found = {name: _leaf(kind) for name, kind in self.schema.items()}
+        found = {name: leaf_of(kind) for name, kind in self.schema.items()}
         known = {name: leaf for name, leaf in found.items() if leaf is not None}
         return known if len(known) == len(found) else None
-
-
-def _copied(column: Column) -> Column:
-    if isinstance(column, Pieces):
-        return Pieces(column.kind, np.array(column.offsets), np.array(column.values))
-    return np.array(column)
 
 
 def _open(path: str) -> Any:
@@ -150,46 +197,6 @@ def _open(path: str) -> Any:
         raise SourceError(
             f"{path} is no Parquet file that can be read ({error}). Write it again."
         ) from error
-
-
-def _leaf(kind: Any) -> Leaf | None:
-    types = import_extra("pyarrow", "tables").types
-    shape: tuple[int, ...] = ()
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_fixed_size_list(kind):
-        shape, kind = (kind.list_size,), kind.value_type
-    if not (types.is_boolean(kind) or is_number(kind)):
-        return None
-    return Leaf(shape, TORCH_DTYPES[np.dtype(kind.to_pandas_dtype())])
-
-
-def parquet_files(path: Any) -> list[str]:
-    """Return the files of a path, of several, or of a directory (``.parquet``, by name).
-
-    Raises:
-        SourceError: a directory without any, or one that is partitioned by column values.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        return [file for one in path for file in parquet_files(one)]
-    if not os.path.isdir(path):
-        return [os.fspath(path)]
-    root = Path(path)
-    found = sorted(
-        file
-        for file in root.rglob("*.parquet")
-        if file.is_file() and not any(part[0] in "._" for part in file.relative_to(root).parts)
-    )
-    if not found:
-        raise SourceError(f"{root} has no .parquet files, nor has a directory in it.")
-    for file in found:
-        parts = [part for part in file.relative_to(root).parts[:-1] if "=" in part]
-        if parts:
-            raise SourceError(
-                f"{file}: the directory {parts[0]!r} holds a column that is not in the file. Write "
-                f"TableDataset(pyarrow.parquet.read_table({str(root)!r})), or give the files."
-            )
-    return [str(file) for file in found]
 
 
 class GroupRows:
