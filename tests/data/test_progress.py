@@ -10,7 +10,7 @@ import pytest
 from data.forked import exit_code_of
 from headrace.data import CSVDataset, progress
 from headrace.data.progress import Progress
-from headrace.data.tables import csv_convert
+from headrace.data.tables.csv import convert
 from headrace.extras import import_extra
 
 
@@ -36,7 +36,7 @@ def test_the_time_to_import_a_library_is_none_of_reading(
         return import_extra(module, extra)
 
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(csv_convert, "import_extra", slow_import)
+    monkeypatch.setattr(convert, "import_extra", slow_import)
     (tmp_path / "x.csv").write_text("x\n1\n")
     CSVDataset(tmp_path / "x.csv")
     assert capsys.readouterr() == ("", "")

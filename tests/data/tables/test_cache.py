@@ -115,7 +115,7 @@ class TestAnEntry:
     def test_of_a_large_file_goes_to_the_users_cache(
         self, table: Path, tmp_path: Path, monkeypatch: Any
     ) -> None:
-        from headrace.data.tables import csv as module
+        from headrace.data.tables import cache as module
 
         monkeypatch.setattr(module, "SMALL_BYTES", 1_000)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

@@ -171,7 +171,8 @@ class TestMissingValues:
 LATE = "1,2\n" * 1_500  # behind the rows that decide what a column is
 
 BAD = [
-    ("empty", b"", {}, "table.csv is empty"),
+    ("empty", b"", {}, "table.csv is an empty file"),
+    ("nothing but a line end", b"\n\n", {}, "table.csv is empty"),
     ("header only", b"a,b\n", {}, "has no rows"),
     ("short row", b"a,b\n1,2\n3\n", {}, r"line 3 has 1 fields, but there are 2 columns"),
     ("short row, filled", f"a,b\n{LATE}3\n", {"missing": 0}, r"line 1,502 has 1 fields"),
@@ -179,17 +180,17 @@ BAD = [
     ("long row", b"a,b\n1,2,3\n", {}, r"line 2 has 3 fields, but there are 2 columns"),
     ("long row, late", f"a,b\n{LATE}1,2,3\n", {}, r"line 1,502 has 3 fields"),
     ("long row at the end", f"a,b\n{LATE}1,2,", {}, r"line 1,502 has 3 fields"),
-    ("empty line", f"a,b\n{LATE}\n1,2\n", {"missing": 0}, r"line 1,502 is empty"),
+    ("a line of spaces and a short row", f"a,b\n{LATE} \n1\n", {"missing": 0}, r"line 1,503 has 1"),
     ("text for a number", f"a,b\n{LATE}x,2\n", {}, r"line 1,502, column 'a': 'x' is not a number"),
     ("no whole number", f"a,b\n{LATE}1.5,2\n", {"target": "a"}, r"'1.5'.*target_dtype="),
     ("too large", f"a,b\n{LATE}{2**64},2\n", {"target": "a"}, r"line 1,502.*64 bits"),
     ("spaces behind, late", f"a,b\n{LATE}3 ,2\n", {}, r"line 1,502.*spaces behind"),
-    ("not UTF-8", b"a,b\n1,caf\xe9\n", {}, r"line 2, byte 5: not UTF-8"),
+    ("not UTF-8", b"a,b\n1,caf\xe9\n", {}, r"line 2, byte 5: not UTF-8.*cp1252.*'1,café'"),
     ("not UTF-8, late", f"a,b\n{LATE}".encode() + b"\xff,1\n", {}, r"line 1,502, byte 0: not UTF"),
     ("not UTF-8 in the header", b"a,\xe9\n1,2\n", {}, r"line 1, byte 2: not UTF-8"),
-    ("gzip", gzip.compress(b"a,b\n1,2\n"), {}, r"compressed: write gunzip .*table.csv"),
-    ("zstd", zstandard.compress(b"a,b\n1,2\n"), {}, r"compressed: write unzstd"),
-    ("UTF-16", "a,b\n1,2\n".encode("utf-16"), {}, r"iconv -f utf-16"),
+    ("gzip, and bad", gzip.compress(b"a,b\n1,x\n1,2"), {}, r"\(decompressed\), column 'b' has num"),
+    ("gzip, cut short", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], {}, r"cut short"),
+    ("zstd, cut short", zstandard.compress(b"a,b\n1,2\n" * 99)[:-9], {}, r"cut short"),
     ("another separator", b"a;b\n1;2\n", {"target": "b"}, r"It has: 'a;b'. Write separator=';'"),
     (
         "two columns of one name",
@@ -216,7 +217,7 @@ class TestBadFiles:
         for cached in ({}, {"cache_dir": cache}):
             with pytest.raises((SourceError, MissingColumnError), match=says):
                 CSVDataset(path, **options, **cached)
-        assert [p.suffix for p in cache.glob("*")] == [".lock"]
+        assert {p.suffix for p in cache.glob("*")} <= {".lock"}
 
     @pytest.mark.parametrize("asked", [{"target": "z"}, {"features": ["a", "z"]}])
     def test_without_a_column_name_those_there_are(self, write: Any, asked: Any) -> None:
@@ -253,7 +254,7 @@ class TestBadFiles:
             CSVDataset(write("a,b\n1,2\n"), **options)
 
     def test_changed_while_it_is_read(self, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from headrace.data.tables import csv as module
+        from headrace.data.tables.csv import dataset as module
 
         path = write("a,b\n1,2\n")
         convert = module.convert
@@ -341,7 +342,8 @@ class TestConversion:
         except (SourceError, MissingColumnError):
             return
         text = io.StringIO(bytes(data).decode("utf-8-sig"), newline="")
-        assert len(found) == len(list(csv.reader(text, strict=True))) - 1
+        rows = [r for r in csv.reader(text, strict=True) if len(r) > 1 or "".join(r).strip()]
+        assert len(found) == len(rows) - 1
 
     @QUICK
     @given(rows=st.integers(1, 40), batch=st.integers(1, 9), target=st.booleans())

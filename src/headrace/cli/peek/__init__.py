@@ -32,6 +32,7 @@ def run_peek(
     view = look(source, opened.dataset, batch_size, rows)
     if opened.problem is not None:
         view.facts["problem"] = opened.problem
+        view.facts["opened_with"] = opened.options
     if out is not None:
         _draw(view.images, out)
         view.facts["picture"] = str(out)

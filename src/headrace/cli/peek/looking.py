@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from headrace import DataLoader
+from headrace.cli.peek.columns import of_columns
 from headrace.cli.problems import CannotGoOn
 from headrace.errors import CollateError
 
@@ -57,7 +58,7 @@ def look(source: str, dataset: Any, batch_size: int, rows: int) -> View:
     counts = _class_counts(dataset)
     if counts is not None:
         facts["classes"] = counts
-    facts.update(_of_columns(dataset))
+    facts.update(of_columns(dataset))
     facts["rows"] = [_row(sample, dataset) for sample in first]
     names = getattr(dataset, "classes", None)
     images = [_image(sample, names) for sample in samples]
@@ -125,17 +126,6 @@ def _class_counts(dataset: Any) -> dict[str, int] | None:
         return None
     names = getattr(dataset, "classes", None) or []
     return {_class_name(label, names): counts[label] for label in sorted(counts)}
-
-
-def _of_columns(dataset: Any) -> dict[str, Any]:
-    """Return the categories of a table's features, and how many values are missing in each."""
-    names, features = getattr(dataset, "feature_names", None), getattr(dataset, "features", None)
-    if names is None or features is None:
-        return {}
-    known = {name: list(dataset.categories[name]) for name in names if name in dataset.categories}
-    columns = {name: features[:, place] for place, name in enumerate(names)}
-    absent = {n: int((c == -1 if n in known else np.isnan(c)).sum()) for n, c in columns.items()}
-    return {"categories": known, "missing": {n: count for n, count in absent.items() if count}}
 
 
 def _class_name(label: int, names: Sequence[str]) -> str:

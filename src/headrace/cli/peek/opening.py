@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,17 @@ from typing import Any
 
 from headrace import data
 from headrace.cli.problems import CannotGoOn, WrongUse
-from headrace.errors import HeadraceError, MissingColumnError, MissingExtraError, SourceError
+from headrace.errors import (
+    HeadraceError,
+    MissingColumnError,
+    MissingExtraError,
+    SourceError,
+    SourceWarning,
+)
 
 _KINDS = (
-    ".csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt, .jsonl (these two also .gz and .zst), "
+    ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .txt, "
+    ".jsonl (these two also .gz and .zst), "
     "a directory of Parquet files, of one directory of images for each class, or with MNIST or "
     "CIFAR in it, or module:callable"
 )
@@ -22,10 +30,14 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Opened:
-    """A dataset, and what keeps a loader from reading it as it is, if anything does."""
+    """A dataset, and what keeps a loader from reading it as it is, if anything does.
+
+    ``options`` are those with which it was opened all the same.
+    """
 
     dataset: Any
     problem: str | None = None
+    options: str = ""
 
 
 def _emnist(root: str) -> Any:
@@ -60,7 +72,9 @@ def open_source(source: str, target: str | None) -> Opened:
     else:
         opener = _of_path(source, target)
     try:
-        opened = opener()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SourceWarning)  # they are shown with what was opened
+            opened = opener()
         return opened if isinstance(opened, Opened) else Opened(opened)
     except (MissingColumnError, MissingExtraError) as error:
         raise WrongUse(str(error)) from error
@@ -100,9 +114,15 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
         return _of_directory(path)
     stem, last = os.path.splitext(path.lower())
     streamed = last in (".gz", ".zst", ".gzip", ".zstd")
-    ending = os.path.splitext(stem)[1] if streamed else last
-    if target is not None and ending not in (".csv", ".tsv"):
+    is_packed = streamed or last in (".bz2", ".xz")
+    ending = os.path.splitext(stem)[1] if is_packed else last
+    if ending in (".csv", ".tsv"):
+        separator = "\t" if ending == ".tsv" else ","
+        return partial(_csv, path, target, separator)
+    if target is not None:
         raise WrongUse("--target is for .csv and .tsv files")
+    if is_packed and not streamed:
+        ending = last
     openers: dict[str, Callable[[], Any]]
     if streamed:
         openers = {
@@ -112,8 +132,6 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
         }
     else:
         openers = {
-            ".csv": partial(_table, data.CSVDataset, path, target=target),
-            ".tsv": partial(_table, data.CSVDataset, path, target=target, separator="\t"),
             ".parquet": partial(_table, data.ParquetDataset, path),
             ".npy": lambda: data.ArrayDataset.from_npy(path),
             ".npz": lambda: data.ArrayDataset.from_npz(path),
@@ -127,6 +145,27 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
     return openers[ending]
 
 
+def _csv(path: str, target: str | None, separator: str) -> Opened:
+    """Open a CSV file: as it is, or else in the way that the first error says."""
+    nan = {"missing": float("nan")}
+    ways: list[dict[str, Any]] = [{}, nan, {"separator": None}, {"separator": None, **nan}]
+    first: Exception | None = None
+    for way in ways:
+        options: dict[str, Any] = {"separator": separator, "target": target, **way}
+        try:
+            dataset = data.CSVDataset(path, on_doubt="warn", **options)
+        except (MissingColumnError, SourceError) as error:
+            first = first or error
+        else:
+            said = ", ".join(f"{k}={_written(v)}" for k, v in way.items())
+            return Opened(dataset, None if first is None else str(first), said)
+    raise first or SourceError(path)
+
+
+def _written(value: object) -> str:
+    return 'float("nan")' if isinstance(value, float) else repr(value)
+
+
 def _table(kind: Callable[..., Any], path: str, **options: Any) -> Opened:
     try:
         return Opened(kind(path, **options))
@@ -137,7 +176,7 @@ def _table(kind: Callable[..., Any], path: str, **options: Any) -> Opened:
             dataset = kind(path, missing=float("nan"), **options)
         except HeadraceError:
             raise error from None
-        return Opened(dataset, str(error))
+        return Opened(dataset, str(error), 'missing=float("nan")')
 
 
 def _of_directory(path: str) -> Callable[[], Any]:

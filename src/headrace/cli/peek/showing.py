@@ -12,6 +12,7 @@ from headrace.cli.peek.looking import View
 
 _MOST_CLASSES = 20
 _MOST_CATEGORIES = 8
+_MOST_COLUMNS = 60
 _BAR = 24
 _SHORT = 20  # a column's width, if there is no room for more
 _GAP = 3  # between two columns
@@ -25,20 +26,18 @@ def show(view: View, console: Console | None = None) -> None:
     samples = "a stream" if facts["samples"] is None else f"{facts['samples']:,} samples"
     console.print(f"[bold]{_escaped(facts['source'])}[/]   {facts['dataset']}, {samples}")
     if "problem" in facts:
-        console.print(
-            "\nValues are missing, which is an error unless missing= is given; here they are NaN:"
-        )
+        console.print(f"\nAs it is, this is an error; here it is read with {facts['opened_with']}:")
         console.print(Text(facts["problem"]), style="yellow")
     _show_batch(facts["batch"], console)
     if facts.get("classes"):
         _show_classes(facts["classes"], console)
     if facts["rows"]:
         _show_rows(facts["rows"], console)
-    for name, texts in facts.get("categories", {}).items():
-        console.print(Text(f"  {name}: {_numbered(texts)}"), style="dim")
-    if missing := facts.get("missing"):
-        listed = ", ".join(f"{count:,} in {name}" for name, count in missing.items())
-        console.print(Text(f"\nMissing in the whole of it: {listed}"))
+    if columns := facts.get("columns"):
+        _show_columns(columns, facts["categories"], console)
+    for doubt in facts.get("doubts", ()):
+        degree = "An error, unless on_doubt='warn'" if doubt["sure"] else "Doubtful"
+        console.print(Text(f"\n{degree}: {doubt['text']}"), style="yellow")
     if "picture" in facts:
         count = min(len(view.images), 64)
         console.print(f"\n{count} images of the batch are in [bold]{_escaped(facts['picture'])}[/]")
@@ -102,6 +101,39 @@ def _show_rows(rows: Sequence[Any], console: Console) -> None:
     console.print(table)
     if len(fitting) < len(names):
         console.print(f"  and {len(names) - len(fitting):,} more columns", style="dim")
+
+
+def _show_columns(
+    columns: Sequence[Mapping[str, Any]], categories: Mapping[str, Sequence[str]], console: Console
+) -> None:
+    console.print("\n[bold]The columns[/] in the whole of it")
+    rows: list[tuple[str, ...]] = [("", "taken as", "values", "missing")]
+    for column in columns[:_MOST_COLUMNS]:
+        kind = column["kind"] + (", the target" if column["role"] == "target" else "")
+        absent = f"{column['missing']:,}" if column["missing"] else ""
+        values = _values(column, categories.get(column["name"]))
+        rows.append((_cell(column["name"]) or "(no name)", kind, values, absent))
+    if not any(row[3] for row in rows[1:]):
+        rows = [row[:3] for row in rows]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths[0] = min(widths[0], _SHORT)
+    room = console.width - 2 - _GAP * len(widths) - sum(widths[:2] + widths[3:])
+    widths[2] = max(_SHORT, min(widths[2], room))
+    table = _table()
+    for name, width in zip(rows[0], widths, strict=True):
+        side: Any = "right" if name == "missing" else "left"
+        table.add_column(Text(name), width=width, justify=side, no_wrap=True, overflow="ellipsis")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    if len(columns) > _MOST_COLUMNS:
+        console.print(f"  and {len(columns) - _MOST_COLUMNS:,} more", style="dim")
+
+
+def _values(column: Mapping[str, Any], texts: Sequence[str] | None) -> str:
+    if texts is not None:
+        return _numbered(texts)
+    return f"{column['categories']:,} classes" if "categories" in column else _range(column)
 
 
 def _numbered(texts: Sequence[str]) -> str:

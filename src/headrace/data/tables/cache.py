@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeAlias
+from typing import IO, Any, Literal, Self, TypeAlias
 
 import numpy as np
 
+from headrace.data.files import PathLike
 from headrace.data.gatherer import Array
-from headrace.errors import SourceChangedError, SourceError
+from headrace.errors import OptionError, SourceChangedError, SourceError
 
 try:
     import fcntl
@@ -31,10 +32,34 @@ except ImportError:  # Windows: the rename alone keeps entries whole; two proces
     fcntl = None  # type: ignore[assignment]
 
 VERSION = 1
+SMALL_BYTES = 1 << 26  # up to here a table is read into memory, unless told otherwise
 _META = "meta.json"
 
 Key: TypeAlias = dict[str, Any]
 Extra: TypeAlias = dict[str, Any]
+CacheDir: TypeAlias = PathLike | Literal[False] | None
+
+
+def paths_of(path: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    """Return one path or several as text.
+
+    Raises:
+        OptionError: there are none.
+    """
+    several = [path] if isinstance(path, (str, os.PathLike)) else path
+    paths = tuple(os.fspath(p) for p in several)
+    if not paths:
+        raise OptionError("there are no files to read: the list of paths is empty.")
+    return paths
+
+
+def cache_directory(cache_dir: CacheDir, size_bytes: int) -> str | None:
+    """Return where a converted table is kept, None for memory."""
+    if cache_dir is False:
+        return None
+    if cache_dir is None:
+        return None if size_bytes <= SMALL_BYTES else os.fspath(default_directory())
+    return os.path.abspath(cache_dir)
 
 
 def describe(paths: Sequence[str], options: Mapping[str, Any]) -> Key:

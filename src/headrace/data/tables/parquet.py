@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import torch
 
+from headrace.data.files import PathLike as Path
 from headrace.data.gatherer import Array
 from headrace.data.images.decoder import ImageDecoder
 from headrace.data.progress import Progress
 from headrace.data.tables.arrow import Missing, check_missing, checked_images
 from headrace.data.tables.cache import (
+    CacheDir,
     Memory,
     Sink,
+    cache_directory,
     converted,
     default_directory,
     describe,
@@ -23,7 +26,6 @@ from headrace.data.tables.cache import (
     opened,
 )
 from headrace.data.tables.columns import RowDataset, Rows, StoredRows
-from headrace.data.tables.csv import CacheDir, Path, cache_directory
 from headrace.data.tables.partitions import parquet_files
 from headrace.data.tables.row_groups import GroupRows, Groups, RowGroupSampler
 from headrace.data.tables.stored import Reader, Writer

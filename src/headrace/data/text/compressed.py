@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -36,7 +38,7 @@ def open_at(path: str, compression: str | None, offset: int) -> BinaryIO:
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a file of one or more gzip members or zstd frames.
+    """The content of a file of one or more gzip members, bzip2 or xz streams, or zstd frames.
 
     Not gzip.open and zstandard.open: the second takes a file that was cut short for a whole one.
     """
@@ -46,8 +48,13 @@ class _Decompressed(io.RawIOBase):
         self._path = path
         self._compression = compression
         self._new: Callable[[], Any]
+        self._error: type[Exception]
         if compression == "gzip":
             self._new, self._error = (lambda: zlib.decompressobj(_GZIP)), zlib.error
+        elif compression == "bzip2":
+            self._new, self._error = bz2.BZ2Decompressor, OSError
+        elif compression == "xz":
+            self._new, self._error = lzma.LZMADecompressor, lzma.LZMAError
         else:
             zstandard = import_extra("zstandard", "text")
             self._new = zstandard.ZstdDecompressor().decompressobj
@@ -78,8 +85,8 @@ class _Decompressed(io.RawIOBase):
 
     def _decompress(self, raw: bytes) -> bytes:
         if self._decompressor is None:
-            if self._compression == "gzip" and not (raw := raw.lstrip(b"\0")):
-                return b""  # tapes and block devices fill up with zeros behind the last member
+            if self._compression in ("gzip", "xz") and not (raw := raw.lstrip(b"\0")):
+                return b""  # tapes, block devices and xz fill up with zeros behind the last one
             self._decompressor = self._new()
         try:
             made: bytes = self._decompressor.decompress(raw)

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from headrace.data.columns import columns
 from headrace.data.compose import Source
+from headrace.data.files import PathLike
 from headrace.data.gatherer import Array, Gatherer
 from headrace.data.mapped import MappedFiles
 from headrace.data.tables.arrow import Missing, check_missing
 from headrace.data.tables.cache import (
+    CacheDir,
     Memory,
     Sink,
+    cache_directory,
     check_unchanged,
     converted,
-    default_directory,
     describe,
     entry_of,
+    paths_of,
 )
 from headrace.data.tables.columns import places
-from headrace.data.tables.csv_convert import convert
-from headrace.data.tables.csv_plan import Dtype, Form, Wanted, header, make_plan
-from headrace.errors import OptionError
+from headrace.data.tables.csv.convert import check_head, convert
+from headrace.data.tables.csv.dates import given
+from headrace.data.tables.csv.doubts import Doubt, of_head
+from headrace.data.tables.csv.form import NULL_VALUES, checked_form
+from headrace.data.tables.csv.plan import Dtype, Wanted, header, make_plan
+from headrace.data.tables.csv.reading import READABLE
+from headrace.data.tables.csv.sniff import find_separator
+from headrace.data.text.known import check_text, first_bytes
+from headrace.errors import OptionError, SourceError, SourceWarning
+from headrace.notices import warn_user
 
-Path: TypeAlias = str | os.PathLike[str]
-CacheDir: TypeAlias = Path | Literal[False] | None
-
-NULL_VALUES = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-SMALL_BYTES = 1 << 26  # up to here a table is read into memory, unless told otherwise
+OnDoubt: TypeAlias = Literal["error", "warn", "ignore"]
 
 _DTYPES: dict[torch.dtype, Dtype] = {
     torch.float32: "float32",
@@ -48,9 +54,15 @@ class CSVDataset(Source):
     scalar tensor. Without ``target=`` it is the features alone. Batches are gathered without
     Python per sample.
 
-    What a column is, its first 1,000 rows decide. Numbers are numbers; ``true`` and ``false`` are
-    1 and 0; other text is categories, numbered from 0 in sorted order. A target of whole numbers,
-    truth values or categories is int64, one of other numbers has type ``dtype``.
+    What a column is, its first 1,000 rows decide. Numbers are numbers; ``true`` and ``false``, in
+    any case, are 1 and 0; other text is categories, numbered from 0 in sorted order, "yes" and "no"
+    among them. A target of whole numbers, truth values or categories is int64, one of other numbers
+    has type ``dtype``. What is probably no category (numbers in another notation, dates, another
+    separator, a missing header) is an error that says what to write; what may be none (a name of
+    its own in each row, ids, row numbers) is a :class:`SourceWarning`.
+
+    Files compressed with gzip, zstd, bzip2 or xz are read, and UTF-16 with a byte order mark. Empty
+    lines are no rows.
 
     Args:
         path: a file, or several with the same columns.
@@ -64,9 +76,22 @@ class CSVDataset(Source):
         categories: names of columns that are text even where they look like numbers; or a dict
             from name to the categories in the order of their codes, as another dataset's
             :attr:`categories`. A value that is not among them is then an error.
+        dates: names of columns of dates or times; or a dict from name to format, as
+            ``{"day": "%d.%m.%Y"}``, None where it is to be found. A date is days since 1970-01-01,
+            a date with a time is seconds since then (UTC, where no zone is given), a time alone,
+            or a duration, is seconds. :attr:`kinds` says which.
         null_values: fields that say that a value is missing. NaN always does.
-        separator: one character between fields.
+        separator: one character between fields; None finds which of tab, ";", "|" and ",".
         has_header: whether the first line has the names. Without, they are ``column_1`` and so on.
+            None: it has, and it is an error if it looks like a row.
+        decimal: the character before decimals.
+        thousands: the character between groups of digits; " " and "'" stand for those alike too.
+        units: texts before or behind numbers that are left out, as "$", "%", "kg": 10% is 10.
+        encoding: of the file, as "cp1252" or "latin-1"; a byte order mark says more than this.
+        comment: how lines begin that are no rows, as "#".
+        skipinitialspace: leave out spaces behind separators.
+        on_doubt: "warn" makes warnings of what is probably not meant, and "ignore" is silent; both
+            take such columns as they are read, text as categories.
         cache_dir: where the converted table is kept, which makes the next start quick, and lets it
             be larger than memory. None reads files of up to 64 MiB in all into memory, and keeps
             larger ones in ``~/.cache/headrace/tables``; False always reads into memory.
@@ -75,13 +100,18 @@ class CSVDataset(Source):
         feature_names: names of the features.
         target_name: name of the target, or None.
         categories: a dict from the name of each column of categories to these.
+        kinds: a dict from the name of each column to what its numbers are: "numbers", "whole
+            numbers", "true or false", "categories", or the unit of a date.
+        doubts: what may not be meant: for each the ``column`` (None: the file), the ``text``, and
+            ``sure``, whether it is an error with ``on_doubt="error"``.
         classes: the categories of the target; None if it is no column of text.
         features: the features of all rows, read-only, of shape ``(rows, features)``.
         targets: the targets of all rows, of shape ``(rows,)``; None without a target.
 
     Raises:
-        SourceError: a file that is not what it should be: ragged rows, wrong types, no UTF-8,
-            empty, a missing value. It names file, line and column.
+        SourceError: a file that is not what it should be: ragged rows, wrong types, another
+            encoding, empty, a missing value, text that is probably numbers. It names file, line or
+            column, and what to write.
         MissingColumnError: a column that is not there.
         SourceChangedError: a file that changed while it was read.
         OSError: no file, or no room for the converted table.
@@ -89,47 +119,74 @@ class CSVDataset(Source):
 
     def __init__(
         self,
-        path: Path | Sequence[Path],
+        path: PathLike | Sequence[PathLike],
         *,
         features: str | Sequence[str] | None = None,
         target: str | None = None,
         dtype: torch.dtype = torch.float32,
         target_dtype: torch.dtype | None = None,
         missing: Missing = "error",
-        categories: Sequence[str] | Mapping[str, Sequence[str] | None] = (),
+        categories: str | Sequence[str] | Mapping[str, Sequence[str] | None] = (),
+        dates: str | Sequence[str] | Mapping[str, str | None] = (),
         null_values: Sequence[str] = NULL_VALUES,
-        separator: str = ",",
-        has_header: bool = True,
+        separator: str | None = ",",
+        has_header: bool | None = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        units: str | Sequence[str] = (),
+        encoding: str = "utf-8",
+        comment: str | None = None,
+        skipinitialspace: bool = False,
+        on_doubt: OnDoubt = "error",
         cache_dir: CacheDir = None,
     ) -> None:
         self._paths = paths_of(path)
-        self._form = Form(_separator(separator), has_header, tuple(null_values))
+        self._form = checked_form(
+            separator=separator,
+            has_header=has_header,
+            null_values=null_values,
+            encoding=encoding,
+            comment=comment,
+            skipinitialspace=skipinitialspace,
+            decimal=decimal,
+            thousands=thousands,
+            units=units,
+        )
         self._wanted = Wanted(
             _names(features),
             target,
             _dtype(dtype),
             check_missing(missing),
             _known(categories),
+            given(_formats(dates)),
             None if target_dtype is None else _dtype(target_dtype),
         )
-        whole = missing == "error" or float(missing).is_integer()
-        if dtype == torch.int64 and not whole:
+        _check_together(self._wanted)
+        if on_doubt not in ("error", "warn", "ignore"):
             raise OptionError(
-                f"missing={missing} is no value of dtype=torch.int64. Write missing=0."
+                f"on_doubt= is 'error', 'warn' or 'ignore', got {on_doubt!r}. Write 'warn'."
             )
+        self._on_doubt = on_doubt
+        for one in self._paths:
+            check_text(one, first_bytes(one), READABLE)
         self._key = describe(self._paths, self._options())
         self._cache = cache_directory(cache_dir, sum(size for _, size, _ in self._key["files"]))
         self._load()
+        if on_doubt != "ignore":
+            for found in self.doubts:
+                warn_user(found.text, SourceWarning)
 
     def _options(self) -> dict[str, Any]:
-        wanted = self._wanted
+        form, wanted = asdict(self._form), self._wanted
         return {
-            "form": [self._form.separator, self._form.has_header, self._form.null_values],
+            "form": form,
             "features": wanted.features,
             "target": wanted.target,
             "dtypes": [wanted.dtype, wanted.target_dtype],
             "missing": repr(wanted.missing),  # NaN is no JSON
             "known": dict(sorted(wanted.known.items())),
+            "dates": {name: None if m is None else m.format for name, m in wanted.dates.items()},
+            "on_doubt": self._on_doubt == "error",
         }
 
     def _load(self) -> None:
@@ -148,11 +205,27 @@ class CSVDataset(Source):
         self.feature_names: tuple[str, ...] = tuple(extra["features"])
         self.target_name = self._wanted.target
         self.categories = {name: tuple(texts) for name, texts in extra["categories"].items()}
+        self.kinds: dict[str, str] = dict(extra["kinds"])
+        self.doubts: tuple[Doubt, ...] = tuple(Doubt(*found) for found in extra["doubts"])
 
     def _convert(self, sink: Sink) -> dict[str, Any]:
         first = self._paths[0]
-        plan = make_plan(first, header(first, self._form), self._form, self._wanted)
-        return convert(self._paths, plan, sink)
+        form = self._form
+        if form.separator is None:
+            form = find_separator(first, form)
+        plan = make_plan(first, header(first, form), form, self._wanted)
+        doubts: list[Doubt] = []
+
+        def doubt(found: Doubt) -> None:
+            if found.sure and self._on_doubt == "error":
+                raise SourceError(found.text)
+            doubts.append(found)
+
+        for found in of_head(first, plan):
+            doubt(found)
+        if self._on_doubt == "error":  # before a large file is read
+            check_head(first, plan)
+        return {**convert(self._paths, plan, sink, doubt), "doubts": doubts}
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -199,34 +272,6 @@ class CSVDataset(Source):
         return f"CSVDataset({len(self):,} rows of {len(self.feature_names)} features{target})"
 
 
-def paths_of(path: Path | Sequence[Path]) -> tuple[str, ...]:
-    """Return one path or several as text.
-
-    Raises:
-        OptionError: there are none.
-    """
-    several = [path] if isinstance(path, (str, os.PathLike)) else path
-    paths = tuple(os.fspath(p) for p in several)
-    if not paths:
-        raise OptionError("there are no files to read: the list of paths is empty.")
-    return paths
-
-
-def cache_directory(cache_dir: CacheDir, size_bytes: int) -> str | None:
-    """Return where a converted table is kept, None for memory."""
-    if cache_dir is False:
-        return None
-    if cache_dir is None:
-        return None if size_bytes <= SMALL_BYTES else os.fspath(default_directory())
-    return os.path.abspath(cache_dir)
-
-
-def _separator(separator: str) -> str:
-    if len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
-        raise OptionError(f"separator= is one ASCII character, got {separator!r}. Write ';'.")
-    return separator
-
-
 def _names(features: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if features is None:
         return None
@@ -245,6 +290,25 @@ def _dtype(dtype: torch.dtype) -> Dtype:
             f"batch to smaller types: x.to(torch.float16)."
         )
     return _DTYPES[dtype]
+
+
+def _check_together(wanted: Wanted) -> None:
+    whole = wanted.missing == "error" or float(wanted.missing).is_integer()
+    if wanted.dtype == "int64" and not whole:
+        raise OptionError(
+            f"missing={wanted.missing} is no value of dtype=torch.int64. Write missing=0."
+        )
+    both = sorted(set(wanted.known) & set(wanted.dates))
+    if both:
+        raise OptionError(
+            f"{both[0]!r} is in categories= and in dates=. Leave it out of one of them."
+        )
+
+
+def _formats(dates: Any) -> dict[str, str | None]:
+    if isinstance(dates, str):
+        dates = (dates,)
+    return dict(dates) if isinstance(dates, Mapping) else dict.fromkeys(dates)
 
 
 def _known(categories: Any) -> dict[str, tuple[str, ...] | None]:
