@@ -141,6 +141,6 @@ def wide_encoding(beginning: bytes) -> str | None:
     if len(beginning) < 4 or (len(beginning) % 2 and len(beginning) < _LOOKED_AT_BYTES):
         return None
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
-        if not any(zeros) and all(others):
+        if zeros.count(0) * 10 > len(zeros) * 7 and all(others):
             return name
     return None

@@ -22,7 +22,7 @@ from headrace.data.tables.csv.reading import pieces, shown
 from headrace.errors import SourceError
 from headrace.extras import import_extra
 
-_EXACT = {"float32": 2**24, "float64": 2**53}  # up to here each whole number is one of the type
+_EXACT = {"float32": 2**24, "float64": 2**53 - 1}  # up to here whole numbers are what they were
 
 _began_in: list[int] = []  # the process in which polars began its threads
 

@@ -120,6 +120,14 @@ def _names(where: str, plan: Plan) -> Iterator[Doubt]:
             not _counts_up(numbers),
         )
         return
+    again = next((n for n, row in enumerate(_rows(plan), 1) if row == plan.names), None)
+    if again is not None:
+        yield Doubt(
+            None, f"{where}, row {again}: the names of the columns again. Take it out.", True
+        )
+        return
+    if any(kind != "text" for kind in plan.kinds.values()):
+        return  # a name above numbers is one
     for name in plan.names:
         there = plan.there(name)
         if name and (name in there or (moment_of([name]) and moment_of(there[:1]))):
@@ -127,10 +135,14 @@ def _names(where: str, plan: Plan) -> Iterator[Doubt]:
             yield Doubt(
                 None,
                 f"{where}, line 1 has {said}. Write has_header=False if line 1 is a row, or "
-                f"has_header=True if it has the names (and take out the lines that repeat them).",
+                f"has_header=True if it has the names.",
                 True,
             )
             return
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
+    return zip(*(plan.head[name] for name in plan.names), strict=True)
 
 
 def _counts_up(names: Sequence[str]) -> bool:

@@ -63,7 +63,7 @@ def look(name: str, texts: Sequence[str]) -> Look | None:
 
 
 def _most(found: Sequence[str], texts: Sequence[str]) -> bool:
-    return len(found) * 2 > len(texts)
+    return len(found) * 2 >= len(texts)
 
 
 def _shown(found: Sequence[str], texts: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
@@ -73,7 +73,7 @@ def _shown(found: Sequence[str], texts: Sequence[str]) -> tuple[tuple[str, ...],
 
 def _dates(name: str, texts: Sequence[str]) -> Look | None:
     found = [text for text in texts if moment_of([text])]
-    if not _most(found, texts):
+    if len(found) * 2 <= len(texts):
         return None
     moments = moment_of(found)
     examples, other = _shown(found, texts)
