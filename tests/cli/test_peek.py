@@ -337,3 +337,59 @@ def test_help_gives_examples(headrace):
     outcome = headrace("peek", "--help")
     assert outcome.code == 0
     assert "headrace peek photographs --out grid.png" in " ".join(outcome.out.split())
+
+
+class TestDoubts:
+    def test_of_images_are_shown_with_the_option(self, place: Path, headrace: Any) -> None:
+        write_pictures(place / "pictures")
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for suffix, options in (("jpg", {"exif": exif}), ("tif", {})):
+            Image.new("RGB", (20, 16)).save(place / f"pictures/ash/lying.{suffix}", **options)
+        Image.new("RGBA", (20, 16), (9, 9, 9, 0)).save(place / "pictures/ash/clear.png")
+        frames = [Image.new("RGB", (20, 16), (200 * n, 0, 0)) for n in range(2)]
+        frames[0].save(place / "pictures/ash/two.webp", save_all=True, append_images=frames[1:])
+        (place / "pictures/.ipynb_checkpoints").mkdir()
+        result = headrace("peek", "pictures", "--json")
+        doubts = [doubt["text"] for doubt in json.loads(result.out)["doubts"]]
+        for text, option in (
+            ("left out: '.ipynb_checkpoints'", "like_torchvision=True"),
+            ("1 of the 12 files that were looked at are not upright", 'exif="apply"'),
+            ("lying.jpg", "turns them"),
+            ("1 of the 12 files that were looked at are transparent", "background=(255, 255, 255)"),
+            ("1 of the 12 files that were looked at have several", "frame=1"),
+        ):
+            assert any(text in doubt and option in doubt for doubt in doubts), text
+        assert len(doubts) == 4
+        assert 'exif="apply"' in headrace("peek", "pictures").out.replace("\n", "")
+
+    @pytest.mark.parametrize("kind", ["grey", "colour"])
+    def test_of_deep_images_say_how_they_were_opened(
+        self, kind: str, place: Path, headrace: Any
+    ) -> None:
+        (place / "deep/a").mkdir(parents=True)
+        if kind == "grey":
+            Image.fromarray(np.full((8, 9), 4_000, np.uint16)).save(place / "deep/a/1.png")
+        else:
+            head, pixels = b"P6 8 9 65535\n", np.full(8 * 9 * 3, 4_000, ">u2").tobytes()
+            (place / "deep/a/1.ppm").write_bytes(head + pixels)
+        facts = json.loads(headrace("peek", "deep", "--json").out)
+        assert "more than 8 bits" in facts["problem"]
+        assert facts["opened_with"] == ('deep="keep"' if kind == "grey" else 'deep="scale"')
+        assert facts["batch"]["leaves"][0]["max"] == (4_000 if kind == "grey" else 16)
+
+    def test_of_clean_images_there_are_none(self, place: Path, headrace: Any) -> None:
+        write_pictures(place / "pictures")
+        assert json.loads(headrace("peek", "pictures", "--json").out)["doubts"] == []
+
+
+def test_parquet_in_directories_of_columns_shows_units(place: Path, headrace: Any) -> None:
+    when = pa.array([1, 2], pa.timestamp("us", "UTC"))
+    day = pa.array([1, 2], pa.int32()).cast(pa.date32())
+    table = pa.table({"when": when, "day": day, "year": [2020, 2021]})
+    parquet.write_to_dataset(table, place / "sales", partition_cols=["year"])
+    facts = json.loads(headrace("peek", "sales", "--json").out)
+    assert facts["dataset"] == "ParquetDataset"
+    assert [row["year"] for row in facts["rows"]] == [2020, 2021]
+    assert facts["units"] == {"when": "us since 1970-01-01 UTC", "day": "days since 1970-01-01"}
+    assert "day: days since 1970-01-01" in headrace("peek", "sales").out

@@ -561,3 +561,16 @@ def test_files_that_encode_one_type_in_several_ways_are_read_together(tmp_path: 
     for number, array in enumerate(ways):
         pq.write_table(pa.table({"s": array}), tmp_path / f"{number}.parquet")
     assert [row["s"] for row in ParquetDataset(tmp_path)] == ["a", "b"] * 3
+
+
+def test_what_dates_and_times_count_is_said(tmp_path: Path) -> None:
+    names = ("timestamp ms", "timestamp with a zone", "date", "time64", "duration", "decimal")
+    table = pa.table({name: KINDS[name] for name in names})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert ParquetDataset(tmp_path / "t.parquet").units == {
+        "timestamp ms": "ms since 1970-01-01",
+        "timestamp with a zone": "us since 1970-01-01 UTC",
+        "date": "days since 1970-01-01",
+        "time64": "us since midnight",
+        "duration": "ms",
+    }

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+from headrace.cli.peek.doubts import doubts_as_facts, heard
 from headrace.cli.peek.looking import look
 from headrace.cli.peek.opening import open_source
 from headrace.cli.peek.showing import show
 from headrace.cli.problems import CannotGoOn, WrongUse, need
+from headrace.data import ImageFolder
 
 __all__ = ["run_peek"]
 
@@ -28,8 +30,13 @@ def run_peek(
         need("plots", "matplotlib")
         if out.suffix.lower() != ".png" or out.is_dir():
             raise WrongUse(f"--out {out} must be the name of a picture, such as grid.png")
-    opened = open_source(source, target)
-    view = look(source, opened.dataset, batch_size, rows)
+    with heard() as said:
+        opened = open_source(source, target)
+    with heard() as said_later:
+        view = look(source, opened.dataset, batch_size, rows)
+    if "doubts" not in view.facts:  # of a CSV file, which has them at hand
+        later = [] if isinstance(opened.dataset, ImageFolder) else said_later
+        view.facts["doubts"] = doubts_as_facts([*said, *opened.doubts, *later])
     if opened.problem is not None:
         view.facts["problem"] = opened.problem
         view.facts["opened_with"] = opened.options

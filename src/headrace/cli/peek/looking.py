@@ -59,6 +59,8 @@ def look(source: str, dataset: Any, batch_size: int, rows: int) -> View:
     if counts is not None:
         facts["classes"] = counts
     facts.update(of_columns(dataset))
+    if units := getattr(dataset, "units", None):
+        facts["units"] = dict(units)
     facts["rows"] = [_row(sample, dataset) for sample in first]
     names = getattr(dataset, "classes", None)
     images = [_image(sample, names) for sample in samples]

@@ -3,22 +3,25 @@
 import importlib
 import os
 import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from headrace import data
+from headrace.cli.peek.doubts import doubts_of_images
 from headrace.cli.problems import CannotGoOn, WrongUse
+from headrace.data.images.survey import survey
 from headrace.errors import (
     HeadraceError,
     MissingColumnError,
     MissingExtraError,
     SourceError,
-    SourceWarning,
 )
+
+_LOOKED_AT = 10_000  # entries of a directory, to find what is in it
 
 _KINDS = (
     ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .txt, "
@@ -32,12 +35,14 @@ _KINDS = (
 class Opened:
     """A dataset, and what keeps a loader from reading it as it is, if anything does.
 
-    ``options`` are those with which it was opened all the same.
+    ``options`` are those with which it was opened all the same; ``doubts`` are what was found that
+    a loader would not stop at.
     """
 
     dataset: Any
     problem: str | None = None
     options: str = ""
+    doubts: Sequence[str] = ()
 
 
 def _emnist(root: str) -> Any:
@@ -72,9 +77,7 @@ def open_source(source: str, target: str | None) -> Opened:
     else:
         opener = _of_path(source, target)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SourceWarning)  # they are shown with what was opened
-            opened = opener()
+        opened = opener()
         return opened if isinstance(opened, Opened) else Opened(opened)
     except (MissingColumnError, MissingExtraError) as error:
         raise WrongUse(str(error)) from error
@@ -185,6 +188,20 @@ def _of_directory(path: str) -> Callable[[], Any]:
             inside = os.path.join(place, name)
             if os.path.isdir(inside) and (place == path or os.path.samefile(inside, path)):
                 return lambda: kind(place)
-    if any(entry.endswith(".parquet") for entry in os.listdir(path)):
+    if any(p.suffix == ".parquet" for p in islice(Path(path).rglob("*"), _LOOKED_AT)):
         return partial(_table, data.ParquetDataset, path)
-    return lambda: data.ImageFolder(path)
+    return partial(_images, path)
+
+
+def _images(path: str) -> Opened:
+    """Open a folder of images, and look for what its decoder has to be told."""
+    dataset = data.ImageFolder(path)
+    found = survey([sample for sample, _ in dataset.samples])
+    doubts = doubts_of_images(found)
+    deep = found.deep or found.deep_colour
+    if not deep:
+        return Opened(dataset, doubts=doubts)
+    problem = dataset.loader.find_fault(deep[0])  # type: ignore[attr-defined]
+    option: Literal["keep", "scale"] = "keep" if found.deep else "scale"
+    opened = data.ImageFolder(path, deep=option)
+    return Opened(opened, problem, f'deep="{option}"', doubts)

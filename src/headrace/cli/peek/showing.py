@@ -33,6 +33,8 @@ def show(view: View, console: Console | None = None) -> None:
         _show_classes(facts["classes"], console)
     if facts["rows"]:
         _show_rows(facts["rows"], console)
+    for name, unit in facts.get("units", {}).items():
+        console.print(Text(f"  {name}: {unit}"), style="dim")
     if columns := facts.get("columns"):
         _show_columns(columns, facts["categories"], console)
     for doubt in facts.get("doubts", ()):

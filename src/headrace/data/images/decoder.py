@@ -24,7 +24,7 @@ from headrace.data.images.decode import (
     pillow,
     resized,
 )
-from headrace.errors import OptionError, SourceError
+from headrace.errors import OptionError, SourceError, SourceWarning
 from headrace.notices import warn_user
 
 if TYPE_CHECKING:
@@ -235,7 +235,8 @@ class ImageDecoder:
         write = self.wording.option.format
         warn_user(
             f"{what} Write {write(option)} {purpose}, {write(silence)} to leave it so. There may "
-            f"be more of them."
+            f"be more of them.",
+            SourceWarning,
         )
 
 

@@ -18,7 +18,7 @@ from headrace.errors import SourceError
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _OF_16_BITS = ("PPM", "PNG")  # whose numbers Pillow, or an older one, has as 32 bits
-_BYTE = 255
+BYTE = 255
 _MOST = 65535
 _WIDE_COLOUR = re.compile(r";16[LBN]\b")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: its start, and the marker of its sizes
@@ -55,7 +55,7 @@ def _maximum(args: Any) -> int:
 
 def _is_wide_colour(image: Any) -> bool:
     if image.format == "PPM":
-        return any(isinstance(t.args, tuple) and t.args[-1] > _BYTE for t in image.tile)
+        return any(isinstance(t.args, tuple) and t.args[-1] > BYTE for t in image.tile)
     if image.format == "TIFF":
         return any(bits > 8 for bits in image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
     if image.format == "JPEG2000":
@@ -129,7 +129,7 @@ def _upper_bits(image: Any, most: int) -> Array:
     tags: Any = getattr(image, "tag_v2", {})
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = most - values
-    return (values // ((most + 1) // (_BYTE + 1))).astype(np.uint8)
+    return (values // ((most + 1) // (BYTE + 1))).astype(np.uint8)
 
 
 def rows_of(image: Any) -> Array:

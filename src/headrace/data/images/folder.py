@@ -30,7 +30,7 @@ from headrace.data.images.layout import Layout
 from headrace.data.images.vision import Directory, Function, VisionSource
 from headrace.data.images.walk import IsValid
 from headrace.data.progress import Progress
-from headrace.errors import OptionError, SourceError
+from headrace.errors import OptionError, SourceError, SourceWarning
 from headrace.machine import available_cores
 from headrace.memory import alloc
 
@@ -295,6 +295,7 @@ class ImageFolder(VisionSource):
             warnings.warn(
                 f"{len(self.skipped)} of {len(found)} images in {self.root} are left out: they "
                 f"cannot be decoded, see .skipped",
+                SourceWarning,
                 stacklevel=3,
             )
         return good

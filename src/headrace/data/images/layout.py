@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from headrace.data.images.walk import Found
-from headrace.errors import SourceError
+from headrace.errors import SourceError, SourceWarning
 from headrace.notices import warn_user
 
 _SPLITS = {
@@ -77,7 +77,7 @@ class Layout:
     def tell(self) -> None:
         """Warn of each kind of oddness once."""
         for text in (*self._of_files(), *self._of_directories()):
-            warn_user(f"{self.root}: {text}")
+            warn_user(f"{self.root}: {text}", SourceWarning)
 
     def _of_files(self) -> list[str]:
         found, said = self.found, []

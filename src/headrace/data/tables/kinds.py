@@ -7,6 +7,7 @@ they hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,26 @@ def becomes_number(kind: Any) -> bool:
     """Say whether a plain type has one plain meaning as a number."""
     types = import_extra("pyarrow", "tables").types
     return is_number(kind) or types.is_boolean(kind) or is_time(kind) or types.is_decimal(kind)
+
+
+def unit_of(kind: Any) -> str | None:
+    """Return what the numbers of a date or time count; None for other types."""
+    types = import_extra("pyarrow", "tables").types
+    kind = plain_kind(kind)
+    if not is_time(kind):
+        return None
+    if types.is_date(kind):
+        return "days since 1970-01-01"
+    if types.is_timestamp(kind):
+        zone = " UTC" if kind.tz else ""
+        return f"{kind.unit} since 1970-01-01{zone}"
+    return f"{kind.unit} since midnight" if types.is_time(kind) else str(kind.unit)
+
+
+def units_of(schema: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return the units of those columns of a schema that are dates or times."""
+    found = {n: unit_of(schema.field(n).type) for n in names if n in schema.names}
+    return {name: unit for name, unit in found.items() if unit is not None}
 
 
 def leaf_of(kind: Any) -> Leaf | None:

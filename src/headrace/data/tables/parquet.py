@@ -26,8 +26,9 @@ from headrace.data.tables.cache import (
     opened,
 )
 from headrace.data.tables.columns import RowDataset, Rows, StoredRows
+from headrace.data.tables.kinds import units_of
 from headrace.data.tables.partitions import parquet_files
-from headrace.data.tables.row_groups import GroupRows, Groups, RowGroupSampler
+from headrace.data.tables.row_groups import GroupRows, Groups, RowGroupSampler, open_parquet
 from headrace.data.tables.stored import Reader, Writer
 from headrace.errors import OptionError
 
@@ -119,6 +120,12 @@ class ParquetDataset(RowDataset):
         else:
             ready = converted(entry, self._key, partial(_decode, groups))
             self._rows = _stored(self._decoder, *ready)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """What the numbers of dates and times count, by column: "us since 1970-01-01"."""
+        path = self._key["files"][0][0]
+        return units_of(open_parquet(path).schema_arrow, self.column_names)
 
     def _groups(self) -> Groups:
         return Groups(self._key, self._columns, self._missing, self._partitions, self._decoder)

@@ -57,7 +57,7 @@ class Groups:
         self._key = key
         self._partitions = partitions
         self._decoder = decoder
-        self._files = [_open(path) for path in self.paths]
+        self._files = [open_parquet(path) for path in self.paths]
         for path, file in zip(self.paths, self._files, strict=True):
             self._check_apart(path, file.schema_arrow)
         first = self._files[0].schema_arrow
@@ -185,7 +185,12 @@ class Groups:
         return known if len(known) == len(found) else None
 
 
-def _open(path: str) -> Any:
+def open_parquet(path: str) -> Any:
+    """Return the ``ParquetFile`` of a path.
+
+    Raises:
+        SourceError: it is none.
+    """
     parquet = import_extra("pyarrow.parquet", "tables")
     pa = import_extra("pyarrow", "tables")
     try:
