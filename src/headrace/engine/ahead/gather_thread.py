@@ -3,6 +3,10 @@
 A process could do no more than this: the work is one copy, and the memory is the bottleneck. The
 user's thread draws the order and hands out pieces of it, so every generator is used in one thread
 only; the background thread does nothing but gather.
+
+The order is drawn when torch's loader draws it for its workers: as many batches as they may have in
+flight when the epoch begins, and one more with each batch that leaves. Somebody may draw from the
+same generator in between.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,16 +30,24 @@ AHEAD = 2  # blocks that are ready or being gathered
 class GatherThread:
     """Iterates over the batches of an order, whose blocks a thread gathers ahead."""
 
-    def __init__(self, gather: BlockGather, order: Order, ahead: int = AHEAD) -> None:
+    def __init__(
+        self, gather: BlockGather, order: Order, in_flight: int, ahead: int = AHEAD
+    ) -> None:
         assert order.chunks is not None
         self._gather = gather
         self._pieces = gather.pieces(order.chunks, order.batch_size, order.drop_last)
         self._batch_size = order.batch_size
+        self._in_flight = in_flight
         self._ahead = ahead
+        self._before = gather.counters.position
+        self._drawn: deque[IndexArray] = deque()  # pieces that nobody was asked for yet
+        self._drawn_batches = 0
+        self._draw(in_flight)
         self._asked: SimpleQueue[IndexArray | None] = SimpleQueue()
         self._made: SimpleQueue[Block | None] = SimpleQueue()
         self._waiting: deque[IndexArray] = deque()
-        self._batches: Iterator[Any] = iter(())
+        self._block: Iterator[Any] = iter(())
+        self._batches: Iterator[Any] = iter(())  # those before something is to be drawn again
         self._pid = os.getpid()
         # The thread holds its queues and the gatherer, never this object, or it would live on.
         thread = threading.Thread(
@@ -62,21 +74,40 @@ class GatherThread:
             )
         if not self._stop.alive:  # closed: nobody would answer
             raise StopIteration
-        while len(self._waiting) < self._ahead:
+        gone = self._gather.counters.position - self._before
+        self._draw(gone + 1 + self._in_flight)
+        undrawn = self._drawn_batches - self._in_flight - gone
+        while True:
+            self._batches = islice(self._block, undrawn if undrawn > 0 else None)
+            for batch in self._batches:
+                return batch
+            if not self._next_block():
+                self.close()
+                raise StopIteration
+
+    def _draw(self, batches: int) -> None:
+        """Draw so many batches of the order, or all there are."""
+        while self._drawn_batches < batches:
             piece = next(self._pieces, None)
             if piece is None:
-                break
+                return
+            self._drawn.append(piece)
+            self._drawn_batches += -(-len(piece) // self._batch_size)
+
+    def _next_block(self) -> bool:
+        """Ask for blocks, and wait for the next one; say whether there was one."""
+        while self._drawn and len(self._waiting) < self._ahead:
+            piece = self._drawn.popleft()
             self._waiting.append(piece)
             self._asked.put(piece)
         if not self._waiting:
-            self.close()
-            raise StopIteration
+            return False
         started = self._gather.counters.clock()
         made = self._made.get()
         self._gather.counters.wait_s += self._gather.counters.clock() - started
         indices = self._waiting.popleft()
-        self._batches = chain.from_iterable(self._gather.hand_out(made, indices, self._batch_size))
-        return next(self)
+        self._block = chain.from_iterable(self._gather.hand_out(made, indices, self._batch_size))
+        return True
 
     def close(self) -> None:
         """End the thread."""

@@ -85,7 +85,8 @@ class Plan:
             by_thread = options.backend in ("auto", "thread")
             if options.init_fn is None and by_thread and order.chunks is not None:
                 self._counters.path = "gather-thread"
-                return GatherThread(gather, order, self._blocks_ahead(order))
+                in_flight = options.prefetch_factor * options.num_workers
+                return GatherThread(gather, order, in_flight, self._blocks_ahead(order))
         indices = itertools.repeat(None) if order is None else iter(order)
         tasks = Tasks(
             indices,
