@@ -108,7 +108,7 @@ class TestWrongArrays:
             ({}, ArrayMismatchError, "there are none"),
             (np.array(3.0), ArrayMismatchError, "no rows"),
             (np.array([{}, []], object), ArrayTypeError, "objects.*astype"),
-            (np.array(["a"]), ArrayTypeError, "<U1.*astype"),
+            (np.array(["a"]), ArrayTypeError, "<U1.*np.unique"),
             (np.array([b"a"]), ArrayTypeError, "S1"),
             (np.array(["2020-01-01"], "M8[D]"), ArrayTypeError, "datetime64"),
             (np.zeros(3, [("a", "f4")]), ArrayTypeError, "which no tensor can hold"),
@@ -298,3 +298,25 @@ print("told of all")
         with path.open("r+b") as file:
             file.write(whole)
         assert torch.equal(next(batches), torch.from_numpy(rows(1_000, 64)[500:]))
+
+
+@pytest.mark.parametrize(
+    ("array", "line"),
+    [
+        (np.ma.array([1.0, 2.0], mask=[False, True]), "x.filled(0)"),
+        (np.array(["2024-01-01"], "M8[D]"), "x.astype(np.int64), which counts"),
+        (np.array(["a", "b"]), "np.unique(x, return_inverse=True)[1]"),
+        (np.array([(1, 2.0)], [("a", "i4"), ("b", "f4")]), "{name: x[name] for name"),
+        (np.arange(3, dtype=">i4"), 'x.astype(x.dtype.newbyteorder("="))'),
+        (np.arange(3, dtype=np.longdouble), "x.astype(np.float64)"),
+    ],
+)
+def test_an_array_whose_values_would_change_is_told_the_line(array: Any, line: str) -> None:
+    with pytest.raises(ArrayTypeError) as caught:
+        ArrayDataset(array)
+    assert line in str(caught.value)
+
+
+def test_a_mask_without_masked_values_is_no_mask() -> None:
+    dataset = ArrayDataset(np.ma.array([1.0, 2.0]))
+    assert next(iter(DataLoader(dataset, 2))).tolist() == [1.0, 2.0]

@@ -197,5 +197,24 @@ def _check(name: str, array: Any) -> None:
     if array.dtype not in TORCH_DTYPES:
         raise ArrayTypeError(
             f"{name} has dtype {array.dtype}, which no tensor can hold. Give it one that torch "
-            f"knows: x.astype(np.float32)."
+            f"knows: {_REMEDIES.get(array.dtype.kind, 'x.astype(np.float32)')}."
         )
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ArrayTypeError(
+            f"{name} is masked, and a tensor would hold the values under the mask. Say what stands "
+            f"there: x.filled(0), or x.filled(np.nan) for floats."
+        )
+
+
+# By kind of dtype: what keeps the values, where a cast to floats does not.
+_REMEDIES = {
+    "M": "x.astype(np.int64), which counts in its unit",
+    "m": "x.astype(np.int64), which counts in its unit",
+    "U": "np.unique(x, return_inverse=True)[1], which numbers its values",
+    "S": "np.unique(x, return_inverse=True)[1], which numbers its values",
+    "V": "ArrayDataset({name: x[name] for name in x.dtype.names}), a column for each field",
+    "i": 'x.astype(x.dtype.newbyteorder("="))',
+    "u": 'x.astype(x.dtype.newbyteorder("="))',
+    "f": "x.astype(np.float64)",
+    "c": "x.astype(np.complex128)",
+}

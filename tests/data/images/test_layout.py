@@ -227,3 +227,10 @@ class TestSuspiciousTrees:
     def test_of_images_that_are_not_read_name_their_ending(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=r"no image .* in a. There are files ending in .heic"):
             ImageFolder(put(tmp_path, "a/1.heic"))
+
+
+@pytest.mark.parametrize("name", ["loader", "is_valid_file", "transform", "target_transform"])
+def test_what_cannot_be_called_is_no_function(name: str, tmp_path: Path) -> None:
+    options: Any = {name: "jpg"}
+    with pytest.raises(OptionError, match=f"{name}='jpg' cannot be called"):
+        ImageFolder(put(tmp_path, "a/1.jpg"), **options)

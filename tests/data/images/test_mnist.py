@@ -270,3 +270,19 @@ class TestFiles:
         except SourceError:
             return
         assert array.size <= 48
+
+
+class TestWhatItWasNotMadeFor:
+    def test_is_refused_with_the_line(self, root: Path) -> None:
+        with pytest.raises(OptionError, match=r"train='test' is no truth value. Write train=True"):
+            MNIST(root, train="test")  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=r"transform='x' cannot be called"):
+            MNIST(root, transform="x")  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="target_transform=3 cannot be called"):
+            MNIST(root, target_transform=3)  # type: ignore[arg-type]
+
+    def test_labels_beyond_the_classes_are_named(self, root: Path) -> None:
+        path = root / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+        path.write_bytes(idx_bytes(np.full(100, 10, np.uint8)))
+        with pytest.raises(SourceError, match=r"train-labels.*: label 10 is none of the 10"):
+            MNIST(root)

@@ -20,10 +20,11 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import feather
 
 from headrace import DataLoader
 from headrace.data import ImageDecoder, ParquetDataset, TableDataset
-from headrace.errors import ArrayTypeError, OptionError, SourceError
+from headrace.errors import ArrayTypeError, OptionError, SourceError, SourceWarning
 
 EPOCH = datetime.datetime(1970, 1, 1)
 MICROSECOND = datetime.timedelta(microseconds=1)
@@ -574,3 +575,42 @@ def test_what_dates_and_times_count_is_said(tmp_path: Path) -> None:
         "time64": "us since midnight",
         "duration": "ms",
     }
+
+
+class TestWhatIsNoTable:
+    def test_but_close_to_one_is_told_the_line(self) -> None:
+        table = pa.table({"a": [1]})
+        for value, line in (
+            (pl.LazyFrame({"a": [1]}), "frame.collect()"),
+            (table.to_batches()[0], "from_batches([batch])"),
+            (table.to_reader(), "reader.read_all()"),
+            (pd.Series([1]), "series.to_frame()"),
+            ({"a": [1]}, "pyarrow.table(columns)"),
+            (3, "pyarrow.table({'x': ...})"),
+        ):
+            with pytest.raises(ArrayTypeError) as caught:
+                TableDataset(value)
+            assert line in str(caught.value)
+
+    def test_a_sparse_column_is_told_the_line(self) -> None:
+        frame = pd.DataFrame({"a": pd.arrays.SparseArray([0, 0, 1])})
+        with pytest.raises(ArrayTypeError, match=r"'a': it is sparse.*sparse.to_dense"):
+            TableDataset(frame)
+
+    def test_another_file_is_known_for_what_it_is(self, tmp_path: Path) -> None:
+        (tmp_path / "x.parquet").write_text("a,b\n1,2\n" * 9)
+        with pytest.raises(SourceError, match=r"looks like text: write CSVDataset"):
+            ParquetDataset(tmp_path / "x.parquet")
+        feather.write_feather(pa.table({"a": [1]}), str(tmp_path / "y.parquet"))
+        with pytest.raises(SourceError, match=r"Arrow file: write TableDataset"):
+            ParquetDataset(tmp_path / "y.parquet")
+
+
+def test_the_index_that_pandas_writes_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"v": [1, 2]}, index=[5, 6]).to_parquet(path)
+    with pytest.warns(SourceWarning, match=r"'__index_level_0__' is the index.*columns=\['v'\]"):
+        assert ParquetDataset(path)[0] == {"v": 1, "__index_level_0__": 5}
+    assert ParquetDataset(path, ["v"])[0] == {"v": 1}
+    pd.DataFrame({"v": [1, 2]}, index=[5, 6]).to_parquet(path, index=False)
+    assert ParquetDataset(path)[0] == {"v": 1}

@@ -119,6 +119,9 @@ class ImageFolder(VisionSource):
                 "loader= decides what images are: size=, decode=, exif=, background=, deep= and "
                 "frame= go without it."
             )
+        for name, function in (("loader", loader), ("is_valid_file", is_valid_file)):
+            if function is not None and not callable(function):
+                raise OptionError(f"{name}={function!r:.80} cannot be called. Write a function.")
         if class_order not in (None, "number", "text"):
             raise OptionError(
                 f'class_order={class_order!r} is unknown. Write class_order="number" or '

@@ -11,6 +11,7 @@ from headrace.data.gatherer import Gatherer
 from headrace.data.images.decode import pillow
 from headrace.data.images.decoder import Form
 from headrace.data.images.vision import Directory, Function, VisionSource
+from headrace.errors import OptionError
 
 
 class LoadedImages(VisionSource):
@@ -31,6 +32,10 @@ class LoadedImages(VisionSource):
         decode: Form | None,
     ) -> None:
         super().__init__(root, transform, target_transform, decode)
+        if isinstance(train, str):  # "test" would be true
+            raise OptionError(
+                f"train={train!r} is no truth value. Write train=True or train=False."
+            )
         self.train = train
         self._seen = False  # whether anybody else has had data or targets in hand
         self._data, self._targets = self._load()

@@ -72,6 +72,11 @@ class MNIST(LoadedImages):
                 f"{images_path} has {len(images):,} images and {labels_path} {len(labels):,} "
                 f"labels. Fetch both files again."
             )
+        if len(labels) and labels.max() >= len(self.classes):
+            raise SourceError(
+                f"{labels_path}: label {labels.max()} is none of the {len(self.classes)} classes. "
+                f"Fetch the file again, or read it with another class of these sets."
+            )
         return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
     def _read(self, name: str, dimensions: int) -> tuple[str, np.ndarray[Any, np.dtype[Any]]]:

@@ -33,6 +33,12 @@ class VisionSource(Source):
             raise OptionError(
                 f'decode={decode!r} is unknown. Write decode="tensor" or decode="pil".'
             )
+        for name, function in (("transform", transform), ("target_transform", target_transform)):
+            if function is not None and not callable(function):
+                raise OptionError(
+                    f"{name}={function!r:.80} cannot be called. Write {name}= with a function, "
+                    f"such as torchvision.transforms.ToTensor()."
+                )
         self.root = os.path.expanduser(root) if isinstance(root, str) else root
         self.transform = transform
         self.target_transform = target_transform

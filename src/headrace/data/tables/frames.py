@@ -65,9 +65,10 @@ class TableDataset(RowDataset):
         decoder = checked_images(images)
         kind = _library(table)
         if kind is None:
+            name = type(table).__name__
+            line = _LINES.get(name, "TableDataset(pyarrow.table({'x': ...}))")
             raise ArrayTypeError(
-                f"{type(table).__name__} is no pyarrow.Table, no polars and no pandas DataFrame. "
-                f"Write TableDataset(pyarrow.table({{'x': ...}}))."
+                f"{name} is no pyarrow.Table, no polars and no pandas DataFrame. Write {line}."
             )
         where = f"the {kind} {type(table).__name__}"
         read = {"pyarrow": _arrow, "polars": _polars, "pandas": _pandas, "datasets": _arrow}[kind]
@@ -103,6 +104,16 @@ def _block(column: Column) -> Column:
     return values.reshape(len(column), widths[0])
 
 
+# What is close to a table, by the name of its type.
+_LINES = {
+    "LazyFrame": "TableDataset(frame.collect())",
+    "RecordBatch": "TableDataset(pyarrow.Table.from_batches([batch]))",
+    "RecordBatchReader": "TableDataset(reader.read_all())",
+    "FileSystemDataset": "ParquetDataset(path), or TableDataset(dataset.to_table())",
+    "Series": "TableDataset(series.to_frame())",
+    "DatasetDict": 'TableDataset(datasets["train"])',
+    "dict": "TableDataset(pyarrow.table(columns))",
+}
 _KINDS = (
     ("pyarrow", "Table"),
     ("polars", "DataFrame"),
@@ -148,6 +159,11 @@ def _pandas(frame: Any, number: int, place: Place) -> Column:
         values: Array = series.to_numpy()
         return values
     pa = import_extra("pyarrow", "tables")
+    if hasattr(series.dtype, "fill_value"):
+        raise ArrayTypeError(
+            f"{place.where}, column {place.name!r}: it is sparse. Write "
+            f"frame[{place.name!r}].sparse.to_dense() in its place."
+        )
     try:
         found = pa.Array.from_pandas(series)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

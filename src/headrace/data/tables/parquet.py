@@ -30,7 +30,10 @@ from headrace.data.tables.kinds import units_of
 from headrace.data.tables.partitions import parquet_files
 from headrace.data.tables.row_groups import GroupRows, Groups, RowGroupSampler, open_parquet
 from headrace.data.tables.stored import Reader, Writer
-from headrace.errors import OptionError
+from headrace.errors import OptionError, SourceWarning
+from headrace.notices import warn_user
+
+_PANDAS_INDEX = "__index_level_"
 
 
 class ParquetDataset(RowDataset):
@@ -101,6 +104,8 @@ class ParquetDataset(RowDataset):
         }
         self._key = describe(paths, options)
         self._load()
+        if columns is None:
+            _warn_of_index(paths[0], self.column_names)
 
     def _load(self) -> None:
         self._rows: Rows
@@ -156,6 +161,18 @@ class ParquetDataset(RowDataset):
 
     def __repr__(self) -> str:
         return f"ParquetDataset({len(self):,} rows of {len(self.column_names)} columns)"
+
+
+def _warn_of_index(path: str, names: Sequence[str]) -> None:
+    index = [name for name in names if name.startswith(_PANDAS_INDEX)]
+    if index:
+        others = [name for name in names if name not in index]
+        warn_user(
+            f"{path}: column {index[0]!r} is the index of the pandas frame that was written, and a "
+            f"column like the others here. Write columns={others!r:.200}, or write the file with "
+            f"index=False.",
+            SourceWarning,
+        )
 
 
 def _decode(groups: Groups, sink: Sink) -> dict[str, Any]:

@@ -199,9 +199,21 @@ def open_parquet(path: str) -> Any:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        what = str(error).rstrip(".")
         raise SourceError(
-            f"{path} is no Parquet file that can be read ({error}). Write it again."
+            f"{path} is no Parquet file that can be read ({what}). {_remedy(path)}"
         ) from error
+
+
+def _remedy(path: str) -> str:
+    """Return what to do with a file that is no Parquet: its first bytes may say what it is."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"ARROW1"):
+        return f"It is an Arrow file: write TableDataset(pyarrow.feather.read_table({path!r}))."
+    if head and b"PAR1" not in head[:4] and not any(byte < 9 for byte in head):
+        return f"It looks like text: write CSVDataset({path!r})."
+    return "Write it again."
 
 
 class GroupRows:
