@@ -107,6 +107,15 @@ class TestLinks:
         assert named(dataset) == ["a/1.jpg", "a/2.jpg", "a/3.jpg", "b/3.jpg"]
         assert dataset.samples == Torchvisions(root).samples
 
+    def test_to_directories_in_one_another_give_each_image_once(self, tmp_path: Path) -> None:
+        put(tmp_path / "pool", "1.jpg", "deep/2.jpg")
+        root = put(tmp_path / "r", "a/0.jpg", "b/0.jpg")
+        (root / "a" / "x").symlink_to(tmp_path / "pool" / "deep")
+        (root / "b" / "y").symlink_to(tmp_path / "pool")
+        with pytest.warns(UserWarning, match=r"comes once: 'b/y/deep'\."):
+            dataset = ImageFolder(root)
+        assert named(dataset) == ["a/0.jpg", "a/x/2.jpg", "b/0.jpg", "b/y/1.jpg"]
+
     def test_to_one_file_give_it_once_by_the_path_without_links(self, tmp_path: Path) -> None:
         root = put(tmp_path / "r", "b/1.jpg", "a/0.jpg")
         (root / "a" / "1.jpg").symlink_to(root / "b" / "1.jpg")

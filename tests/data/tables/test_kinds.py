@@ -265,7 +265,11 @@ MISSING: dict[str, tuple[pa.Array, str, Any]] = {
     "bytes of one length": (pa.array([b"a", None], pa.binary(1)), "'a': a value", b""),
     "lists of texts": (pa.array([["a"], ["b", None]]), r"'a\[\]': a value of its", ["b", ""]),
     "list of lists": (pa.array([[[1]], [[2], None]]), r"'a\[\]': a value of its", [[2], []]),
-    "in a list of lists": (pa.array([[[1]], [[2, None]]]), r"'a\[\]': a value of its", [[2, -1]]),
+    "in a list of lists": (
+        pa.array([[[1], [1]], [[2, None]]]),
+        r"'a\[\]': a value of its",
+        [[2, -1]],
+    ),
     "a list": (pa.array([["a"], None]), "'a': a value", []),
     "a struct": (pa.array([{"x": 1}, None]), "'a.x': a value", {"x": -1}),
     "in a struct": (pa.array([{"x": 1}, {"x": None}]), "'a.x': a value", {"x": -1}),

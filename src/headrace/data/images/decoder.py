@@ -182,7 +182,7 @@ class ImageDecoder:
         self._seek(image, where)
         found = depth.of(image)  # Pillow forgets what the file had once it is loaded
         image.load()
-        way_up = self._way_up(orientation.of_exif, _exif_of(image), where)
+        way_up = self._way_up(orientation.of_exif, orientation.exif_of(image.info), where)
         if found is not None and self.deep != "clip":
             image = depth.kept(image, found, self.deep, where, self.wording.option)
             if depth.is_deep(image):
@@ -249,11 +249,6 @@ def checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if not whole or not all(isinstance(n, int) and n > 0 for n in pair):
         raise OptionError(f"size={size!r} is no height and width in pixels. Write size=(224, 224).")
     return pair[0], pair[1]
-
-
-def _exif_of(image: PIL.Image.Image) -> bytes:
-    found = image.info.get("exif", b"")
-    return found if isinstance(found, bytes) else b""
 
 
 def _check(name: str, value: object, known: tuple[object, ...]) -> None:

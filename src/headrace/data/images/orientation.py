@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from headrace.data.gatherer import Array
 UPRIGHT = 1
 _TAG = 0x0112
 _SHORT = 3
+_AS_TEXT = "Raw profile type exif"  # how ImageMagick long wrote it into PNGs
 _EXIF = b"Exif\0\0"
 _START_OF_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 
@@ -53,6 +55,18 @@ def of_exif(exif: bytes) -> int:
     except struct.error:
         pass
     return UPRIGHT
+
+
+def exif_of(info: Mapping[Any, Any]) -> bytes:
+    """Return the EXIF in what Pillow knows of a loaded image; b"" where there is none."""
+    found = info.get("exif", b"")
+    written = info.get(_AS_TEXT)
+    if not found and isinstance(written, str):  # a blank line, a name, a length, then digits
+        try:
+            return bytes.fromhex("".join(written.split("\n")[3:]))
+        except ValueError:
+            return b""
+    return found if isinstance(found, bytes) else b""
 
 
 def swaps_sides(orientation: int) -> bool:

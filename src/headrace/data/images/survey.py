@@ -60,8 +60,7 @@ def _look(path: str, decoder: ImageDecoder, found: Survey) -> None:
                 found.transparent.append(path)
         else:
             opened.load()  # what a PNG says behind its pixels is read by then
-        exif = opened.info.get("exif", b"")
-        if isinstance(exif, bytes) and orientation.of_exif(exif) != orientation.UPRIGHT:
+        if orientation.of_exif(orientation.exif_of(opened.info)) != orientation.UPRIGHT:
             found.lying.append(path)
 
     by_pillow(data, look, path, "")
