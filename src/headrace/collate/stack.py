@@ -149,7 +149,13 @@ def _remedy(sample: Any) -> str:
     if type(sample).__module__.partition(".")[0] == "PIL":
         return (
             "End the transform with torchvision's v2.ToImage() or transforms.ToTensor(), or write "
-            "ImageFolder(..., decode='tensor')."
+            "ImageFolder(..., decode='tensor'). For a Hugging Face dataset, write "
+            "TableDataset(dataset), whose images are tensors."
+        )
+    if type(sample).__module__ in ("datetime", "decimal", "_decimal", "_pydatetime"):
+        return (
+            "Return a number, such as value.timestamp() or float(value). For a Hugging Face "
+            "dataset, write TableDataset(dataset), where dates and decimals are numbers."
         )
     return "Return one of those from the dataset, or give the loader a collate_fn=."
 

@@ -299,6 +299,23 @@ class TestTransparency:
         assert torch.equal(decoder(data), image)  # without a second word
         assert torch.equal(ImageDecoder(background="ignore")(data), image)
 
+    def test_shows_what_is_asked_for_beside_what_is_torchvisions(self, tmp_path: Path) -> None:
+        root = folder_of(tmp_path, TRANSPARENT["RGBA PNG"]())
+        theirs = torchvision.datasets.ImageFolder(root)
+        like = ImageFolder(root, like_torchvision=True)
+        assert np.array_equal(like[0][0].permute(1, 2, 0), np.asarray(theirs[0][0]))
+        black = ImageFolder(root, like_torchvision=True, background=0)
+        assert black[0][0][:, 0].unique().tolist() == [0]
+
+    @pytest.mark.parametrize("kind", ["16-bit PNG", "float TIFF", "16-bit PGM"])
+    def test_and_depth_are_those_of_torchvision_when_asked_for(
+        self, kind: str, tmp_path: Path
+    ) -> None:
+        root = folder_of(tmp_path, DEEP[kind][0])
+        theirs = torchvision.datasets.ImageFolder(root)
+        like = ImageFolder(root, like_torchvision=True)
+        assert np.array_equal(like[0][0].permute(1, 2, 0), np.asarray(theirs[0][0]))
+
     def test_that_nothing_has_is_not_spoken_of(self) -> None:
         pixels = alpha()
         pixels[:, :, 3] = 255

@@ -1,5 +1,7 @@
 """Hugging Face datasets: gathered exactly where that gives what they and the collation give."""
 
+import datetime
+import decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import DataLoader
+from headrace.data import TableDataset
 from headrace.data.gather import find_gatherer
 from headrace.data.tables import huggingface
+from headrace.errors import NotCollatableError
 from headrace.testing import assert_exact_resume
 from oracle import assert_programs_agree
 
@@ -132,3 +136,20 @@ def test_a_subclass_is_asked_for_samples(data: Dataset) -> None:
             return [{"i": 2 * row["i"]} for row in super().__getitems__(keys)]
 
     assert find_gatherer(Doubled(data.data)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (datetime.datetime(1970, 1, 1, 0, 0, 1), 10**6),
+        (datetime.date(1970, 1, 3), 2),
+        (decimal.Decimal("1.5"), 1.5),
+    ],
+)
+def test_dates_and_decimals_are_told_the_line_that_reads_them(value: Any, number: float) -> None:
+    table = pa.table({"a": pa.array([value] * 3)})
+    dataset = Dataset(table)
+    with pytest.raises(NotCollatableError, match=r"write TableDataset\(dataset\)"):
+        next(iter(DataLoader(dataset, 3)))
+    batch = next(iter(DataLoader(TableDataset(dataset), 3)))
+    assert batch["a"].tolist() == [number] * 3

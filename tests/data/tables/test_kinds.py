@@ -431,6 +431,13 @@ class TestImages:
         with pytest.raises(SourceError, match=r"row 1, .*only its path 'x/1.png'.*images=False"):
             _ = read(pa.table({"a": rows}))[1]
 
+    def test_that_are_missing_are_named(self, read: Any) -> None:
+        table = pa.table({"a": [{"bytes": png(0), "path": ""}, None]})
+        for missing in ("error", 0):
+            with pytest.raises(SourceError, match=r"row 1, .*'a': the image is missing.*images="):
+                _ = read(table, missing=missing)[1]
+        assert read(table, images=False, missing=0)[1]["a"] == {"bytes": b"", "path": ""}
+
     @pytest.mark.parametrize("sound", [b"RIFF\0\0\0\0WAVEfmt ", b"fLaC", b"ID3", b"OggS", b""])
     def test_sounds_are_structs(self, sound: bytes, read: Any) -> None:
         table = pa.table({"audio": [{"bytes": sound, "path": "x.wav"}] * 3})

@@ -132,8 +132,8 @@ class ImageFolder(VisionSource):
                 f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
             )
         if like_torchvision:
-            exif, background, deep = exif or "ignore", background or "ignore", deep or "clip"
-            frame = frame or 0
+            exif, deep, frame = exif or "ignore", deep or "clip", frame or 0
+            background = "ignore" if background is None else background  # 0 is black
         self._decoder = ImageDecoder(
             size, self.form, exif, background, deep, frame, wording=_WORDING
         )

@@ -245,7 +245,11 @@ def _images(array: Any, place: Place) -> Images:
         at = int(np.argmax(encoded.is_null().to_numpy(zero_copy_only=False)))
         path = fields["path"][at].as_py()
         if path is None:
-            raise place.missing_at(at, "an image")
+            raise place.fault_at(
+                at,
+                "the image is missing. Take out such rows before, or write images=False, missing=0 "
+                "to have dicts, with bytes that are empty there.",
+            )
         raise place.fault_at(
             at,
             f"the image is not in it, only its path {path!r}. Write images=False, missing=0 and "
