@@ -107,6 +107,14 @@ class TestLinks:
         assert named(dataset) == ["a/1.jpg", "a/2.jpg", "a/3.jpg", "b/3.jpg"]
         assert dataset.samples == Torchvisions(root).samples
 
+    def test_from_the_root_up_are_no_classes(self, tmp_path: Path) -> None:
+        root = put(tmp_path / "r", "a/1.jpg")
+        (root / "loop").symlink_to(root)
+        (root / "up").symlink_to(tmp_path)
+        with pytest.warns(UserWarning, match="comes once: 'loop', 'up'"):
+            dataset = ImageFolder(root)
+        assert (dataset.classes, named(dataset)) == (["a"], ["a/1.jpg"])
+
     def test_to_directories_in_one_another_give_each_image_once(self, tmp_path: Path) -> None:
         put(tmp_path / "pool", "1.jpg", "deep/2.jpg")
         root = put(tmp_path / "r", "a/0.jpg", "b/0.jpg")

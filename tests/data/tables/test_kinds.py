@@ -302,6 +302,14 @@ def test_what_is_missing_is_named_or_replaced(kind: str, read: Any) -> None:
     assert plain(read(table, missing=-1)[2]["a"]) == replaced
 
 
+def test_a_missing_list_of_a_fixed_size_has_no_number_to_stand_for_it() -> None:
+    table = pa.table({"a": pa.array([[1, 2], None], pa.list_(pa.int64(), 2))})
+    with pytest.raises(SourceError, match=r"row 1, column 'a': a value is missing"):
+        TableDataset(table)
+    with pytest.raises(SourceError, match=r"row 1, .* no number can stand for"):
+        TableDataset(table, missing=0)
+
+
 class TestDecimals:
     @settings(max_examples=150, deadline=None)
     @given(

@@ -208,21 +208,20 @@ class ImageDecoder:
 
     def _rgb(self, image: PIL.Image.Image, where: str) -> PIL.Image.Image:
         """Return an image as RGB, on the background where it is transparent."""
-        if self.background == "ignore" or not image.has_transparency_data:
+        if depth.is_deep(image) or not image.has_transparency_data:
             return image.convert("RGB")
         overlaid = image.convert("RGBA")
-        lowest: Any = overlaid.getchannel("A").getextrema()[0]
-        if lowest == _OPAQUE:
-            return image.convert("RGB")
-        if self.background is None:
-            self._say(
-                f"{where} is transparent in places, which is dropped, as by torchvision: colours "
-                f"appear that it hides.",
-                "background=(255, 255, 255)",
-                "to put it on white",
-                'background="ignore"',
-            )
-            return image.convert("RGB")
+        if self.background is None or self.background == "ignore":
+            lowest: Any = overlaid.getchannel("A").getextrema()[0]
+            if self.background is None and lowest < _OPAQUE:
+                self._say(
+                    f"{where} is transparent in places, which is dropped, as by torchvision: "
+                    f"colours appear that it hides.",
+                    "background=(255, 255, 255)",
+                    "to put it on white",
+                    'background="ignore"',
+                )
+            return overlaid.convert("RGB")  # as it comes, a palette would have Pillow warn too
         under = pillow().new("RGBA", overlaid.size, (*_rgb_of(self.background), _OPAQUE))
         flat: PIL.Image.Image = pillow().alpha_composite(under, overlaid)
         return flat.convert("RGB")

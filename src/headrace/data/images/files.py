@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from headrace.data.images.layout import Layout
-from headrace.data.images.walk import IsValid, Walk, is_hidden, leads_to_directory
+from headrace.data.images.walk import IsValid, Walk, is_hidden, leads_to_directory, leads_up
 from headrace.data.shared_list import SharedList
 from headrace.errors import OptionError, SampleIndexError
 
@@ -62,6 +62,8 @@ def find_classes(
                 seen.note_beside(entry)
             elif is_hidden(entry.name):
                 seen.found.hidden.append(entry.path)
+            elif entry.is_symlink() and leads_up(entry.path):
+                seen.found.again.append(entry.path)
             else:
                 names.append(entry.name)
     if not names:

@@ -123,7 +123,7 @@ class Walk:
             links, self._links = self._links, []
             for path, place in sorted(links, key=lambda link: (link[1].top, link[0])):
                 real = os.path.realpath(path)
-                above = place.real == real or place.real.startswith(os.path.join(real, ""))
+                above = os.path.join(place.real, "").startswith(os.path.join(real, ""))
                 if above or real in self._taken:
                     self._found.again.append(path)
                 else:
@@ -144,3 +144,9 @@ def leads_to_directory(link: os.DirEntry[str]) -> bool:
         return link.is_dir()
     except OSError:  # links in a circle lead nowhere
         return False
+
+
+def leads_up(link: str) -> bool:
+    """Say whether a link leads to the directory that it is in, or to one above."""
+    real = os.path.join(os.path.realpath(link), "")
+    return os.path.join(os.path.realpath(os.path.dirname(link)), "").startswith(real)

@@ -191,8 +191,14 @@ def _tensors(array: Any, place: Place) -> Array:
 
 
 def _rows_of_one_length(array: Any, place: Place) -> Array:
-    if array.null_count:  # a list of unknown values: no number can stand for it
+    if array.null_count and place.missing == "error":
         raise _null(array, place)
+    if array.null_count:
+        raise place.fault_at(
+            int(np.argmax(array.is_null().to_numpy(zero_copy_only=False))),
+            "a list of a fixed size is missing, which no number can stand for. Take out such rows "
+            "before, or write the column as lists of any length.",
+        )
     length = array.type.list_size
     inside = place.inside("", lambda number: number // length)
     values: Any = _column(array.flatten(), inside)
