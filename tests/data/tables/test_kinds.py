@@ -2,29 +2,23 @@
 
 import datetime
 import decimal
-import io
 import pickle
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from pyarrow import feather
 
+from data.tables.plain import plain
 from headrace import DataLoader
-from headrace.data import ImageDecoder, ParquetDataset, TableDataset
-from headrace.errors import ArrayTypeError, OptionError, SourceError, SourceWarning
+from headrace.data import ParquetDataset, TableDataset
+from headrace.errors import ArrayTypeError, SourceError
 
 EPOCH = datetime.datetime(1970, 1, 1)
 MICROSECOND = datetime.timedelta(microseconds=1)
@@ -52,37 +46,6 @@ def expected(value: Any, kind: pa.DataType) -> Any:
         since = datetime.datetime.combine(EPOCH, value) - EPOCH
         return since // MICROSECOND // PER_UNIT[kind.unit]
     return value
-
-
-def plain(value: Any) -> Any:
-    """A sample's value without NumPy."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list) else value
-
-
-def from_parquet(table: pa.Table, tmp: Path, **options: Any) -> Any:
-    pq.write_table(table, tmp / "t.parquet", row_group_size=2)
-    return ParquetDataset(tmp / "t.parquet", **options)
-
-
-WAYS: dict[str, Callable[..., Any]] = {
-    "table": lambda table, tmp, **options: TableDataset(table, **options),
-    "in memory": from_parquet,
-    "in a cache": lambda table, tmp, **options: from_parquet(
-        table, tmp, cache_dir=tmp / "cache", **options
-    ),
-    "row groups": lambda table, tmp, **options: from_parquet(
-        table, tmp, cache_dir=False, groups_in_memory=9, **options
-    ),
-}
-
-
-@pytest.fixture(params=WAYS)
-def read(request: Any, tmp_path: Path) -> Any:
-    return lambda table, **options: WAYS[request.param](table, tmp_path, **options)
 
 
 NOON = datetime.datetime(2024, 2, 29, 12, 0, 1, 250_000)
@@ -382,199 +345,6 @@ class TestExtensions:
         assert next(iter(DataLoader(data)))["a"].shape == (1, *expected.shape)
 
 
-def png(number: int, size: tuple[int, int] = (6, 4), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (number, 0, 0)).save(file, kind)
-    return file.getvalue()
-
-
-class TestImages:
-    @pytest.fixture
-    def table(self) -> pa.Table:
-        rows = [{"bytes": png(n), "path": f"{n}.png"} for n in range(5)]
-        pages = [[{"bytes": png(9), "path": None}] * n for n in range(5)]
-        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        return pa.table({"image": rows, "pages": pa.array(pages, pa.list_(kind)), "y": range(5)})
-
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_in_structs_are_decoded(self, table: pa.Table, workers: int, read: Any) -> None:
-        data = read(table.select(["image", "y"]))
-        for batch in DataLoader(data, 2, num_workers=workers):
-            assert batch["image"].shape[1:] == (3, 4, 6)
-            assert batch["image"].dtype == torch.uint8
-            assert torch.equal(batch["image"][:, 0, 0, 0].long(), batch["y"])
-
-    def test_in_lists_are_decoded(self, table: pa.Table, read: Any) -> None:
-        pages = read(table)[3]["pages"]
-        assert [page.shape for page in pages] == [(3, 4, 6)] * 3
-
-    def test_are_read_by_a_decoder_of_ones_own(self, table: pa.Table, read: Any) -> None:
-        data = read(table, images=ImageDecoder(size=(2, 3), decode="pil"))
-        assert data[1]["image"].size == (3, 2)
-
-    def test_are_structs_when_asked_for(self, table: pa.Table, read: Any) -> None:
-        row = read(table, images=False)[2]
-        assert row["image"] == {"bytes": png(2), "path": "2.png"}
-        assert row["pages"] == [{"bytes": png(9), "path": ""}] * 2
-        with pytest.raises(OptionError, match=r"images=ImageDecoder\(size=224\)"):
-            read(table, images=True)
-
-    def test_of_more_than_8_bits_follow_the_same_rules(self, read: Any) -> None:
-        deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
-        file = io.BytesIO()
-        Image.fromarray(deep).save(file, "PNG")
-        table = pa.table({"a": [{"bytes": file.getvalue(), "path": "x"}]})
-        with pytest.raises(SourceError, match=r'images=ImageDecoder\(deep="keep"\)'):
-            _ = read(table)[0]
-        kept = read(table, images=ImageDecoder(deep="keep"))[0]["a"]
-        assert np.array_equal(kept[0].numpy(), deep)
-
-    def test_that_cannot_be_decoded_are_named(self, read: Any) -> None:
-        rows = [{"bytes": png(0), "path": ""}, {"bytes": png(0)[:20], "path": ""}]
-        with pytest.raises(SourceError, match=r"a, image 1 cannot be decoded"):
-            _ = read(pa.table({"a": rows}))[1]
-
-    def test_that_are_elsewhere_are_named(self, read: Any) -> None:
-        rows = [{"bytes": png(0), "path": ""}, {"bytes": None, "path": "x/1.png"}]
-        with pytest.raises(SourceError, match=r"row 1, .*only its path 'x/1.png'.*images=False"):
-            _ = read(pa.table({"a": rows}))[1]
-
-    def test_that_are_missing_are_named(self, read: Any) -> None:
-        table = pa.table({"a": [{"bytes": png(0), "path": ""}, None]})
-        for missing in ("error", 0):
-            with pytest.raises(SourceError, match=r"row 1, .*'a': the image is missing.*images="):
-                _ = read(table, missing=missing)[1]
-        assert read(table, images=False, missing=0)[1]["a"] == {"bytes": b"", "path": ""}
-
-    @pytest.mark.parametrize("sound", [b"RIFF\0\0\0\0WAVEfmt ", b"fLaC", b"ID3", b"OggS", b""])
-    def test_sounds_are_structs(self, sound: bytes, read: Any) -> None:
-        table = pa.table({"audio": [{"bytes": sound, "path": "x.wav"}] * 3})
-        assert read(table)[0]["audio"] == {"bytes": sound, "path": "x.wav"}
-
-    @pytest.mark.parametrize(
-        "kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]
-    )
-    def test_are_known_by_their_bytes(self, kind: str) -> None:
-        table = pa.table({"a": [{"bytes": png(7, kind=kind), "path": None}] * 2})
-        table = table.set_column(
-            0, "a", table["a"].cast(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        )
-        assert TableDataset(table)[1]["a"].shape == (3, 4, 6)
-
-    def test_of_hugging_face_datasets_go_by_the_same_rules(self, tmp_path: Path) -> None:
-        pictures = [Image.new("RGB", (6, 4), (n, 0, 0)) for n in range(6)]
-        features = datasets.Features({"image": datasets.Image(), "y": datasets.Value("int64")})
-        dataset = datasets.Dataset.from_dict({"image": pictures, "y": range(6)}, features)
-        dataset.to_parquet(tmp_path / "t.parquet")
-        shuffled = dataset.select([4, 2])
-        for data, rows in (
-            (TableDataset(dataset), range(6)),
-            (TableDataset(shuffled), [4, 2]),
-            (ParquetDataset(tmp_path / "t.parquet"), range(6)),
-        ):
-            assert [row["y"] for row in data] == list(rows)
-            assert [int(row["image"][0, 0, 0]) for row in data] == list(rows)
-
-
-class TestFrames:
-    def test_of_pandas_have_dates_and_decimals(self) -> None:
-        when = pd.to_datetime(["2024-01-01", "1970-01-02"])
-        frame = pd.DataFrame({"t": when, "c": pd.Categorical(["a", "b"])})
-        frame["d"] = [decimal.Decimal("0.1"), decimal.Decimal("2")]
-        row = TableDataset(frame)[1]
-        assert row["t"] == pa.Array.from_pandas(frame["t"]).cast(pa.int64())[1].as_py()
-        assert (row["c"], row["d"]) == ("b", 2.0)
-        frame.loc[0, "t"] = pd.NaT
-        with pytest.raises(SourceError, match="row 0, column 't': a value is missing"):
-            TableDataset(frame)
-
-    def test_of_polars_have_dates_structs_and_lists(self) -> None:
-        frame = pl.DataFrame(
-            {
-                "day": [datetime.date(1970, 1, 3)],
-                "at": [{"x": 1, "y": "z"}],
-                "words": [["a", "b"]],
-                "kind": pl.Series(["k"], dtype=pl.Categorical),
-                "price": pl.Series([decimal.Decimal("0.1")], dtype=pl.Decimal(10, 2)),
-                "pair": pl.Series([[1, 2]], dtype=pl.Array(pl.Int64, 2)),
-                "long": pl.Series([datetime.timedelta(seconds=1)], dtype=pl.Duration("ms")),
-            }
-        )
-        assert plain(TableDataset(frame)[0]) == {
-            "day": 2,
-            "at": {"x": 1, "y": "z"},
-            "words": ["a", "b"],
-            "kind": "k",
-            "price": 0.1,
-            "pair": [1, 2],
-            "long": 1000,
-        }
-
-
-class TestPartitions:
-    @pytest.fixture
-    def table(self) -> pa.Table:
-        return pa.table(
-            {"v": range(6), "year": [2020, 2021] * 3, "town": ["Bern", "São Paulo", "a/b"] * 2}
-        )
-
-    @pytest.fixture(params=["in memory", "in a cache", "row groups"])
-    def options(self, request: Any, tmp_path: Path) -> dict[str, Any]:
-        known: dict[str, dict[str, Any]] = {
-            "in a cache": {"cache_dir": tmp_path / "cache"},
-            "row groups": {"cache_dir": False, "groups_in_memory": 9},
-        }
-        return known.get(request.param, {})
-
-    def test_are_columns(self, table: pa.Table, options: Any, tmp_path: Path) -> None:
-        pq.write_to_dataset(table, tmp_path / "t", partition_cols=["year", "town"])
-        data = ParquetDataset(tmp_path / "t", **options)
-        assert data.column_names == ("v", "year", "town")
-        found = sorted((plain(row) for row in data), key=lambda row: row["v"])
-        assert found == table.to_pylist()
-        batch = next(iter(DataLoader(data, 6)))
-        assert batch["year"].dtype == torch.int64
-        only = ParquetDataset(tmp_path / "t", ["year"], **options)
-        loader = DataLoader(only, 6)
-        assert sorted(next(iter(loader))["year"].tolist()) == [2020] * 3 + [2021] * 3
-        assert loader.statistics().path == "gather"
-        assert pickle.loads(pickle.dumps(data))[5] == data[5]
-
-    def test_without_a_value_are_missing(self, options: Any, tmp_path: Path) -> None:
-        table = pa.table({"v": [1, 2], "k": [None, 7]})
-        pq.write_to_dataset(table, tmp_path / "t", partition_cols=["k"])
-        with pytest.raises(SourceError, match="column 'k': a value is missing"):
-            _ = list(ParquetDataset(tmp_path / "t", **options))
-        data = ParquetDataset(tmp_path / "t", missing=-1, **options)
-        assert sorted(int(row["k"]) for row in data) == [-1, 7]
-
-    @pytest.mark.parametrize(
-        ("values", "kind"),
-        [(["01", "12"], int), (["1", "x"], str), (["1.5", "2"], str), (["2024-01-01"], str)],
-    )
-    def test_are_numbers_where_all_are(self, values: list[str], kind: type, tmp_path: Path) -> None:
-        for value in values:
-            (tmp_path / f"k={value}").mkdir()
-            pq.write_table(pa.table({"v": [1]}), tmp_path / f"k={value}" / "a.parquet")
-        found = [plain(row["k"]) for row in ParquetDataset(tmp_path)]
-        assert found == [kind(value) for value in sorted(values)]
-
-    def test_that_differ_are_an_error(self, tmp_path: Path) -> None:
-        for name in ("k=1", "other"):
-            (tmp_path / name).mkdir()
-            pq.write_table(pa.table({"v": [1]}), tmp_path / name / "a.parquet")
-        with pytest.raises(SourceError, match=r"hold the columns none, those of .* 'k'"):
-            ParquetDataset(tmp_path)
-
-    def test_that_the_files_have_too_are_an_error(self, tmp_path: Path) -> None:
-        (tmp_path / "v=1").mkdir()
-        path = tmp_path / "v=1" / "a.parquet"
-        pq.write_table(pa.table({"v": [3]}), path)
-        with pytest.raises(SourceError, match=r"has a column 'v', and so have.*as a list"):
-            ParquetDataset(tmp_path)
-        assert ParquetDataset([path])[0] == {"v": 3}
-
-
 def test_files_that_encode_one_type_in_several_ways_are_read_together(tmp_path: Path) -> None:
     plainly = pa.array(["a", "b"])
     ways = (plainly, plainly.dictionary_encode(), plainly.cast(pa.large_string()))
@@ -594,42 +364,3 @@ def test_what_dates_and_times_count_is_said(tmp_path: Path) -> None:
         "time64": "us since midnight",
         "duration": "ms",
     }
-
-
-class TestWhatIsNoTable:
-    def test_but_close_to_one_is_told_the_line(self) -> None:
-        table = pa.table({"a": [1]})
-        for value, line in (
-            (pl.LazyFrame({"a": [1]}), "frame.collect()"),
-            (table.to_batches()[0], "from_batches([batch])"),
-            (table.to_reader(), "reader.read_all()"),
-            (pd.Series([1]), "series.to_frame()"),
-            ({"a": [1]}, "pyarrow.table(columns)"),
-            (3, "pyarrow.table({'x': ...})"),
-        ):
-            with pytest.raises(ArrayTypeError) as caught:
-                TableDataset(value)
-            assert line in str(caught.value)
-
-    def test_a_sparse_column_is_told_the_line(self) -> None:
-        frame = pd.DataFrame({"a": pd.arrays.SparseArray([0, 0, 1])})
-        with pytest.raises(ArrayTypeError, match=r"'a': it is sparse.*sparse.to_dense"):
-            TableDataset(frame)
-
-    def test_another_file_is_known_for_what_it_is(self, tmp_path: Path) -> None:
-        (tmp_path / "x.parquet").write_text("a,b\n1,2\n" * 9)
-        with pytest.raises(SourceError, match=r"looks like text: write CSVDataset"):
-            ParquetDataset(tmp_path / "x.parquet")
-        feather.write_feather(pa.table({"a": [1]}), str(tmp_path / "y.parquet"))
-        with pytest.raises(SourceError, match=r"Arrow file: write TableDataset"):
-            ParquetDataset(tmp_path / "y.parquet")
-
-
-def test_the_index_that_pandas_writes_is_warned_of(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    pd.DataFrame({"v": [1, 2]}, index=[5, 6]).to_parquet(path)
-    with pytest.warns(SourceWarning, match=r"'__index_level_0__' is the index.*columns=\['v'\]"):
-        assert ParquetDataset(path)[0] == {"v": 1, "__index_level_0__": 5}
-    assert ParquetDataset(path, ["v"])[0] == {"v": 1}
-    pd.DataFrame({"v": [1, 2]}, index=[5, 6]).to_parquet(path, index=False)
-    assert ParquetDataset(path)[0] == {"v": 1}

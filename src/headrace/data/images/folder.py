@@ -119,18 +119,7 @@ class ImageFolder(VisionSource):
                 "loader= decides what images are: size=, decode=, exif=, background=, deep= and "
                 "frame= go without it."
             )
-        for name, function in (("loader", loader), ("is_valid_file", is_valid_file)):
-            if function is not None and not callable(function):
-                raise OptionError(f"{name}={function!r:.80} cannot be called. Write a function.")
-        if class_order not in (None, "number", "text"):
-            raise OptionError(
-                f'class_order={class_order!r} is unknown. Write class_order="number" or '
-                f'class_order="text".'
-            )
-        if on_error not in ("raise", "skip"):
-            raise OptionError(
-                f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
-            )
+        _check_options(loader, is_valid_file, class_order, on_error)
         if like_torchvision:
             exif, deep, frame = exif or "ignore", deep or "clip", frame or 0
             background = "ignore" if background is None else background  # 0 is black
@@ -302,6 +291,21 @@ class ImageFolder(VisionSource):
                 stacklevel=3,
             )
         return good
+
+
+def _check_options(loader: Any, is_valid_file: Any, class_order: Any, on_error: Any) -> None:
+    for name, function in (("loader", loader), ("is_valid_file", is_valid_file)):
+        if function is not None and not callable(function):
+            raise OptionError(f"{name}={function!r:.80} cannot be called. Write a function.")
+    if class_order not in (None, "number", "text"):
+        raise OptionError(
+            f'class_order={class_order!r} is unknown. Write class_order="number" or '
+            f'class_order="text".'
+        )
+    if on_error not in ("raise", "skip"):
+        raise OptionError(
+            f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
+        )
 
 
 class _Block:
