@@ -192,14 +192,17 @@ def _is_row_number(plan: Plan, name: str) -> bool:
     """Say whether a column is called like an index, or like an id with all values different."""
     if _INDEX.fullmatch(name):
         return True
+    if plan.kinds[name] != "integer" or not _ID.fullmatch(name):
+        return False
     there = plan.there(name)
-    unique = len(there) >= _ENOUGH and len(set(there)) == len(there)
-    return unique and bool(_ID.fullmatch(name)) and plan.kinds[name] == "integer"
+    return len(there) >= _ENOUGH and len(set(there)) == len(there)
 
 
 def _index(where: str, plan: Plan, name: str) -> Doubt | None:
     """Doubt a feature that numbers the rows: their order often tells the class."""
     if plan.wanted.features is not None or name == plan.wanted.target:
+        return None
+    if not _is_row_number(plan, name):
         return None
     there = plan.there(name)
     others = [other for other in plan.features if not _is_row_number(plan, other)]
@@ -214,19 +217,18 @@ def _index(where: str, plan: Plan, name: str) -> Doubt | None:
             f"frame.to_csv(path, index=False).",
             False,
         )
-    if _is_row_number(plan, name):
-        return Doubt(
-            name,
-            f"{where}, column {name!r} has a number of its own in each row, as {examples}, and "
-            f"would be a feature: it is the name of a row rather than a measure. Write {remedy}, "
-            f"or features= with all of them if it is meant.",
-            False,
-        )
-    return None
+    return Doubt(
+        name,
+        f"{where}, column {name!r} has a number of its own in each row, as {examples}, and "
+        f"would be a feature: it is the name of a row rather than a measure. Write {remedy}, "
+        f"or features= with all of them if it is meant.",
+        False,
+    )
 
 
 def _zeros(where: str, plan: Plan, name: str) -> Doubt | None:
-    there = list(dict.fromkeys(f for f in plan.there(name) if re.fullmatch(r"0\d\d+", f.strip())))
+    there = [f for f in plan.head[name] if f[:1] == "0" and re.fullmatch(r"0\d\d+", f.strip())]
+    there = list(dict.fromkeys(there))
     if not there:
         return None
     numbers = " and ".join(str(int(text)) for text in there[:2])

@@ -28,10 +28,10 @@ class Notation:
     thousands: str | None = None
     units: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether numbers are as programs write them."""
-        return self == Notation()
+        return (self.decimal, self.thousands, self.units) == (".", None, ())
 
     @cached_property
     def between(self) -> str:

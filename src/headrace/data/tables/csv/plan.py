@@ -89,7 +89,8 @@ class Plan:
 
     def there(self, name: str) -> list[str]:
         """The first fields of a column that are not missing."""
-        return [field for field in self.head[name] if field not in self.form.null_values]
+        nulls = frozenset(self.form.null_values)
+        return [field for field in self.head[name] if field not in nulls]
 
 
 def header(path: str, form: Form) -> tuple[str, ...]:
@@ -157,8 +158,9 @@ def make_plan(path: str, names: tuple[str, ...], form: Form, wanted: Wanted) -> 
     kinds: dict[str, Kind] = {}
     moments: dict[str, Moment] = {}
     as_text = set()
+    nulls = frozenset(form.null_values)
     for name, column in fields.items():
-        there = [field for field in column if field not in form.null_values]
+        there = [field for field in column if field not in nulls]
         if name in wanted.dates:
             kinds[name] = "moment"
             moments[name] = wanted.dates[name] or _moment(path, name, there)
