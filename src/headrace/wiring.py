@@ -74,6 +74,8 @@ def shape_of(loader: Any) -> Shape:
         shard=shard_now(loader),
         workers=max(1, workers_of(loader)) if iterable else None,
         rank=which_rank(loader.shard) if iterable else None,
+        index_sampler=loader._index_sampler,
+        seed=loader.seed,
     )
 
 

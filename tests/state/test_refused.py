@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import RandomSampler
 
 from headrace import DataLoader
+from headrace.engine.order.checksum import checksum
 from headrace.errors import StateError
 from state import loaders
 from state.loaders import OwnGenerator, StatefulStream, Stream
@@ -85,7 +86,7 @@ def test_what_is_not_ours_is_refused(what):
 def test_a_newer_version_is_refused():
     state = state_of(make())
     state["headrace_state"] = 99
-    with pytest.raises(StateError, match=r"version 99.*up to 1.*pip install -U headrace"):
+    with pytest.raises(StateError, match=r"version 99.*up to 2.*pip install -U headrace"):
         make().load_state_dict(state)
 
 
@@ -151,6 +152,8 @@ def test_a_state_that_was_tampered_with_never_crashes(data, name):
     keys = [key for key in sorted(state) if key != "headrace_state"]
     for key in data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3)):
         state[key] = data.draw(ANYTHING)
+    if "checksum" in state and data.draw(st.booleans()):
+        state["checksum"] = checksum(state)
     try:
         loader = LOADERS[name]()
         loader.load_state_dict(state)
@@ -174,6 +177,7 @@ def test_streams_that_were_tampered_with_never_crash(data):
         stream["batches"] = data.draw(ANYTHING)
     else:
         stream["dataset"] = data.draw(ANYTHING.filter(lambda value: value is not None))
+    state["checksum"] = checksum(state)
     loader = LOADERS["stateful stream"]()
     try:
         loader.load_state_dict(state)
@@ -181,3 +185,20 @@ def test_streams_that_were_tampered_with_never_crash(data):
     except StateError:
         return
     assert stream["batches"] == 2
+
+
+def test_a_state_of_the_first_version_is_refused():
+    state = {**state_of(make()), "headrace_state": 1}
+    with pytest.raises(StateError, match=r"version 1.*begin a new epoch"):
+        make().load_state_dict(state)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), name=st.sampled_from(sorted(LOADERS)))
+def test_a_number_that_was_changed_is_refused(data, name):
+    state = copy.deepcopy(data.draw(st.sampled_from(STATES[name])))
+    key = data.draw(st.sampled_from([k for k in sorted(state) if k != "headrace_state"]))
+    value = data.draw(ANYTHING.filter(lambda v: v != state[key] or type(v) is not type(state[key])))
+    state[key] = value
+    with pytest.raises(StateError):
+        LOADERS[name]().load_state_dict(state)

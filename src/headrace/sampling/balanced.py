@@ -52,6 +52,10 @@ class ClassBalancedSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.num_samples
 
+    def order_facts(self) -> dict[str, Any]:
+        """Return what the order is a function of, beside the seed."""
+        return {"labels": self._codes, "num_samples": self.num_samples}
+
     def index_chunks(self, start: int = 0) -> Chunks:
         """Yield the order from position `start` on as int64 arrays; draws like `iter()`."""
         return skip(self._chunks(), start)

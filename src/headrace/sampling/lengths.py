@@ -43,6 +43,17 @@ class LengthBatchSampler(PlannedBatchSampler):
     def _options(self) -> dict[str, Any]:
         """Return the options of this sampler that not all have."""
 
+    def order_facts(self) -> dict[str, Any]:
+        """Return what the batches are a function of, beside the seed."""
+        return {
+            "lengths": self.lengths,
+            **self._options(),
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "oversize": self.oversize,
+            "num_replicas": self.num_replicas,
+        }
+
     def __len__(self) -> int:
         return self._layout.steps
 

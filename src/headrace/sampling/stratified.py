@@ -63,6 +63,10 @@ class StratifiedBatchSampler(PlannedBatchSampler):
         whole, rest = divmod(len(self._codes), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
+    def order_facts(self) -> dict[str, Any]:
+        """Return what the batches are a function of, beside the seed."""
+        return {"labels": self._codes, "batch_size": self.batch_size, "drop_last": self.drop_last}
+
     def plan(self, seed: int) -> tuple[Indices, Indices]:
         """Return the batches of the epoch with this seed: indices and offsets."""
         generator = seeded(seed)

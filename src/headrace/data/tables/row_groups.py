@@ -326,6 +326,10 @@ class RowGroupSampler(Sampler[int]):
         for chunk in self.index_chunks():
             yield from chunk.tolist()
 
+    def order_facts(self) -> dict[str, Any]:
+        """Return what the order is a function of, beside the seed."""
+        return {"group_sizes": self.group_sizes, "window": self.window}
+
     def index_chunks(self, start: int = 0) -> Chunks:
         """Yield the order from position ``start`` on."""
         seed = draw_seed(self.generator)

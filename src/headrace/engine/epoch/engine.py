@@ -20,13 +20,13 @@ from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
 from headrace.engine.making.skip import warn_of_skipped
 from headrace.engine.order.order import Order
-from headrace.engine.order.packing import decode
-from headrace.engine.order.ranks import agree
+from headrace.engine.order.packing import decode, others, set_others
+from headrace.engine.order.ranks import agree, seeds_of
 from headrace.engine.order.samplers import load_at_end, stateful, with_seed
 from headrace.engine.order.state import FINISHED, RUNNING, Progress
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters
-from headrace.rng import mix
+from headrace.errors import StateError
 
 
 class Engine:
@@ -54,7 +54,8 @@ class Engine:
         if saved is not None and saved["status"] == RUNNING:
             self.batches = self._resume(saved)
         elif saved is not None and saved["status"] == FINISHED and options.persistent:
-            self.progress.base_seed, self.progress.epoch = saved["base_seed"], saved["epoch"] + 1
+            self.progress.base_seed = saved["base_seed"]
+            self.progress.epoch = self._count(saved["epoch"])
             self.batches = self._begin(self._order(saved=saved))
         else:
             self.batches = self._begin(self._order(first=True, saved=saved))
@@ -62,6 +63,10 @@ class Engine:
     def _new_progress(self, base_seed: int, round_number: int, epoch: int = 0) -> Progress:
         states = [generator.get_state() for generator in self._generators]
         return Progress(states, base_seed, epoch, round_number)
+
+    def _count(self, epoch: int) -> int:
+        """Return the number of the next epoch since the base seed was drawn: seed= draws each."""
+        return epoch + 1 if self._options.seed is None else 0
 
     @property
     def workers(self) -> list[Any]:
@@ -81,7 +86,9 @@ class Engine:
         """Begin another epoch with the workers there are."""
         self._counters = counters
         before = self.progress
-        self.progress = self._new_progress(before.base_seed, round_number, before.epoch + 1)
+        self.progress = self._new_progress(
+            before.base_seed, round_number, self._count(before.epoch)
+        )
         self.batches = self._begin(self._order())
 
     def _resume(self, saved: dict[str, Any]) -> Iterator[Any]:
@@ -101,8 +108,12 @@ class Engine:
         progress.generators_at_start = [decode(text) for text in saved["generators_at_start"]]
         for generator, state in zip(self._generators, progress.generators_at_start, strict=True):
             generator.set_state(state)
+        if saved["others_at_start"] is not None:
+            set_others(saved["others_at_start"])
         order = self._order(first=saved["epoch"] == 0, saved=saved)
         progress.base_seed = saved["base_seed"]
+        if order is not None:
+            progress.facts = saved["order"]
         if order is not None and (saved["begun"] or saved["steps"]):
             order.go_on()
         if order is not None and saved["drawn"] and self._options.shard is None:
@@ -117,6 +128,15 @@ class Engine:
         """Bring a custom sampler to where it was; one that knows its place is there already."""
         if self.progress.sampler is None or "sampler_state" not in saved:
             order.replay(max(saved["drawn"], saved["steps"]), saved["steps"])
+            if saved["yielded"] not in (None, order.hash_behind(saved["steps"])):
+                raise StateError(
+                    f"{self._options.order_name} gives other indices than those that came before "
+                    f"the state was saved: it was made from something else, or draws from a "
+                    f"generator that others draw from too. Make it as then, give it a generator= "
+                    f"of its own, or state_dict() and load_state_dict()."
+                )
+            if saved["others"] is not None:
+                set_others(saved["others"])
             return
         if self._all_given(saved):
             order.end()
@@ -149,6 +169,7 @@ class Engine:
         order = None
         if not options.recipe.iterable:
             start = progress.start
+            progress.others_at_start = others()
             order = Order(sampler, options.recipe.auto_collation, start, options.shard)
         if first and seeds is None:
             draw = torch.empty((), dtype=torch.int64).random_(generator=options.generator)
@@ -160,7 +181,7 @@ class Engine:
         """Return the base seed and the order's seed that all ranks use."""
         options, progress = self._options, self.progress
         if options.seed is not None:
-            seeds = [mix(options.seed, progress.round, n) >> 1 for n in (1, 2)]
+            seeds = seeds_of(options.seed, progress.round)
         else:
             draws = torch.empty(2, dtype=torch.int64).random_(generator=options.generator)
             seeds = draws.tolist()

@@ -16,10 +16,12 @@ from headrace.engine.epoch.engine import Engine
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
+from headrace.engine.order.facts import set_epoch
 from headrace.engine.order.packing import decode
-from headrace.engine.order.state import FINISHED, FRESH, Progress, Shape, check, describe
+from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress, Shape, check, describe
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters, Totals
+from headrace.notices import warn_user
 
 
 class Session:
@@ -51,6 +53,8 @@ class Session:
             self._round = saved["round"] + (saved["status"] == FINISHED)
             for generator, text in zip(options.generators, saved["generators"], strict=True):
                 generator.set_state(decode(text))
+            if saved["status"] == RUNNING:
+                self._set_epoch(saved["sampler_epoch"], options.index_sampler)
         if saved is not None and saved["status"] == FRESH:
             saved = None
         counters = self.totals.counters_of(iterator)
@@ -65,6 +69,16 @@ class Session:
         )
         self._began(engine, counters)
         return engine
+
+    def _set_epoch(self, epoch: int | None, index_sampler: Any) -> None:
+        """Go on in the epoch of the state, whatever was set since it was loaded."""
+        was = set_epoch(epoch, index_sampler)
+        if was is not None:
+            warn_user(
+                f"set_epoch({was}) was called after load_state_dict() of a state in epoch {epoch}, "
+                f"and this is the rest of epoch {epoch}. Count on from there: "
+                f"sampler.set_epoch({epoch}) now, and {epoch} + 1 for the next epoch."
+            )
 
     def next_epoch(self, iterator: object, engine: Engine) -> None:
         """Begin another epoch with the workers of an engine."""
@@ -102,5 +116,6 @@ class Session:
             StateError: it does not fit; nothing has changed then.
         """
         self._loaded, kept = check(state, shape, generators)
+        set_epoch(self._loaded["sampler_epoch"], shape.index_sampler)
         if kept is not None:
             self.kept_global_batch = kept

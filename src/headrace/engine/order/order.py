@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, cast
+from zlib import crc32
 
 import numpy as np
 
 from headrace.data.gatherer import IndexArray
+from headrace.engine.order.facts import epoch_setter
 from headrace.engine.task import Task
 from headrace.rng import mix
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
@@ -27,7 +30,7 @@ class Order:
     def __init__(
         self, index_sampler: Any, auto_collation: bool, start: int = 0, shard: Shard | None = None
     ) -> None:
-        self._mark = _Mark()
+        self._mark = _Mark(epoch_setter(index_sampler))
         self.drawn = 0  # how often a custom sampler was asked for an index batch
         self._ended = False
         self._start = start
@@ -37,6 +40,8 @@ class Order:
         self.drop_last = False
         self._auto_collation = auto_collation
         self._custom: Iterator[Any] | None = None
+        self._hashes = array("I", [0])  # behind each index batch that a custom sampler gave
+        self.asked = False  # a stranger's sampler gives the index batches
         if shard is not None:
             self._custom = _rank_batches(index_sampler, shard, start)
             return
@@ -50,7 +55,13 @@ class Order:
             self.chunks = _when_asked(sampler, self._mark)
         if self.chunks is None:
             self._custom = iter(index_sampler)
+            self.asked = True
         self._sampler = sampler
+
+    @property
+    def sampler_epoch(self) -> int | None:
+        """The epoch that the sampler was set to when the order was drawn, or is set to now."""
+        return self._mark.epoch()
 
     @property
     def begun(self) -> bool:
@@ -59,7 +70,7 @@ class Order:
 
     def go_on(self) -> None:
         """Draw now what the positions before ``start`` draw; no data is read."""
-        self._mark.begun = True
+        self._mark.begin()
         if self.chunks is None:
             return
         chunks = index_chunks(self._sampler, self._start)
@@ -99,6 +110,7 @@ class Order:
         return self._draw()
 
     def _draw(self) -> Any:
+        self._mark.begin()
         try:
             batch = next(cast("Iterator[Any]", self._custom))
         except StopIteration:
@@ -107,7 +119,13 @@ class Order:
             self._ended = True
             raise
         self.drawn += 1
+        self._hashes.append(crc32(_as_bytes(batch), self._hashes[-1]))
         return batch
+
+    def hash_behind(self, steps: int) -> int | None:
+        """Return a hash of a custom sampler's first ``steps`` index batches; None if unknown."""
+        known = self.asked and steps < len(self._hashes)
+        return self._hashes[steps] if known else None
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over what the loader's index sampler would yield."""
@@ -124,10 +142,30 @@ class Order:
                 yield indices[start : start + self.batch_size].tolist()
 
 
+def _as_bytes(indices: Any) -> Any:
+    """Return index batches as bytes that are the same in each process."""
+    try:
+        return array("q", indices)
+    except (TypeError, OverflowError):  # one index, or indices that are no integers
+        return repr(indices).encode()
+
+
 class _Mark:
     """Whether an order has begun: apart from it, as its generator must not refer back to it."""
 
-    begun = False
+    def __init__(self, setter: Any) -> None:
+        self.begun = False
+        self._setter = setter
+        self._epoch: int | None = None
+
+    def begin(self) -> None:
+        if not self.begun:
+            self.begun, self._epoch = True, self.epoch()
+
+    def epoch(self) -> int | None:
+        if self.begun or self._setter is None:
+            return self._epoch
+        return int(self._setter.epoch)
 
 
 def _when_asked(sampler: Any, mark: _Mark) -> Iterator[IndexArray]:
@@ -136,7 +174,7 @@ def _when_asked(sampler: Any, mark: _Mark) -> Iterator[IndexArray]:
     torch's samplers are generators: they draw then, and a program may call ``set_epoch`` in
     between.
     """
-    mark.begun = True
+    mark.begin()
     chunks = index_chunks(sampler)
     if chunks is None:  # known when the epoch began: let the sampler say what is wrong with it
         chunks = iter([np.array(list(sampler), np.int64)])

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from headrace.errors import OptionError
+from headrace.rng import mix
 
 ShardOption: TypeAlias = Literal["auto"] | tuple[int, int] | None
 
@@ -38,6 +39,11 @@ def which_rank(shard: ShardOption) -> tuple[int, int] | None:
         f"shard={shard!r} is neither None, 'auto' nor (rank, world_size). "
         f"Write DataLoader(..., shard='auto') under torchrun, or shard=(0, 2)."
     )
+
+
+def seeds_of(seed: int, round_number: int) -> list[int]:
+    """Return the base seed and the order's seed of an epoch of a loader with ``seed=``."""
+    return [mix(seed, round_number, n) >> 1 for n in (1, 2)]
 
 
 def agree(seeds: tuple[int, ...], facts: dict[str, int], rank: int, world_size: int) -> list[int]:

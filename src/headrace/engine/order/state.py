@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 
-from headrace.engine.order.packing import decode, encode
+from headrace.engine.order.checksum import checksum
+from headrace.engine.order.facts import Facts, compare_facts, epoch_setter, facts_of
+from headrace.engine.order.packing import decode, encode, is_others, others
+from headrace.engine.order.ranks import seeds_of
 from headrace.errors import StateError
 from headrace.sampling.ranks import Shard, rank_batch_size
 
-VERSION = 1
+VERSION = 2
 _KEY = "headrace_state"
 FRESH, RUNNING, FINISHED = "fresh", "running", "finished"
 _NOTHING = type(None)
@@ -31,6 +34,12 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "global_batch": (int, _NOTHING),
     "sampler": (str,),
     "seeded_by": (str,),
+    "order": (dict,),
+    "sampler_epoch": (int, _NOTHING),
+    "yielded": (int, _NOTHING),
+    "others_at_start": (list, _NOTHING),
+    "others": (list, _NOTHING),
+    "checksum": (str,),
     "rank": (list, _NOTHING),
     "base_seed": (int, _NOTHING),
     "order_seed": (int, _NOTHING),
@@ -74,6 +83,8 @@ class Progress:
     sampler: Any = None
     sampler_states: dict[int, Any] = field(default_factory=dict)
     order: Any = None
+    facts: Facts | None = None
+    others_at_start: list[str] | None = None
 
     def left(self, step: int) -> None:
         """Note that a step has left, out of order."""
@@ -123,6 +134,8 @@ class Shape:
     shard: Shard | None = None
     workers: int | None = None
     rank: tuple[int, int] | None = None
+    index_sampler: Any = None
+    seed: int | None = None
 
 
 def describe(
@@ -138,6 +151,11 @@ def describe(
         "sampler": shape.sampler,
         "seeded_by": shape.seeded_by,
         "rank": None if shape.rank is None else list(shape.rank),
+        "order": {},
+        "sampler_epoch": _sampler_epoch(shape),
+        "yielded": None,
+        "others_at_start": None,
+        "others": None,
         "base_seed": None if progress is None else progress.base_seed,
         "order_seed": None,
         "epoch": 0 if progress is None else progress.epoch,
@@ -153,7 +171,7 @@ def describe(
         "next_worker": 0,
     }
     if progress is None:
-        return state
+        return _sealed(state)
     if status == RUNNING:
         state.update(
             order_seed=progress.order_seed,
@@ -166,13 +184,41 @@ def describe(
             streams=copy.deepcopy(progress.streams),
             next_worker=progress.next_worker,
         )
+        state.update(_of_order(shape, progress, position))
     all_given = status == RUNNING and state["samples"] == shape.length is not None
     sampler_state = progress.sampler_state(position, all_given)
     if all_given:  # a sampler may draw at its end
         state["generators"] = [encode(generator.get_state()) for generator in generators]
     if sampler_state is not None:
         state["sampler_state"] = copy.deepcopy(sampler_state)
+    return _sealed(state)
+
+
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    state["checksum"] = checksum(state)
     return state
+
+
+def _sampler_epoch(shape: Shape) -> int | None:
+    setter = epoch_setter(shape.index_sampler)
+    return None if setter is None else setter.epoch
+
+
+def _of_order(shape: Shape, progress: Progress, position: int) -> dict[str, Any]:
+    """Return what says that an order is the same: all it is a function of, and what came of it."""
+    if progress.order is None:
+        return {}
+    if progress.facts is None:  # once an epoch: there may be many weights to hash
+        progress.facts = facts_of(shape.index_sampler)
+    found: dict[str, Any] = {"order": dict(progress.facts)}
+    found["sampler_epoch"] = progress.order.sampler_epoch
+    if not progress.order.asked or progress.sampler is not None:
+        return found
+    found["yielded"] = progress.order.hash_behind(position)
+    now = others()
+    if now is not None and progress.others_at_start not in (None, now):  # somebody drew from them
+        found.update(others_at_start=progress.others_at_start, others=now)
+    return found
 
 
 def _samples(shape: Shape, progress: Progress, position: int) -> int | None:
@@ -202,6 +248,12 @@ def check(
             f"Pass what loader.state_dict() returned."
         )
     version = state[_KEY]
+    if version == 1 and type(version) is int:
+        raise StateError(
+            "the state has version 1, of an older headrace, which did not say what its order was a "
+            "function of. Finish the epoch with that one, or begin a new epoch without "
+            "load_state_dict()."
+        )
     if type(version) is not int or not 1 <= version <= VERSION:
         raise StateError(
             f"the state has version {version!r}, and this headrace reads up to {VERSION}. "
@@ -213,11 +265,16 @@ def check(
         value = state[name]
         if type(value) not in kinds or (type(value) is int and not 0 <= value < _LIMIT):
             raise _damaged(f"{name!r} is {value!r}")
+    if state["checksum"] != checksum(state):
+        raise _damaged("its checksum does not fit")
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")
     _check_generators(state["generators"], generators)
     if state["status"] != FRESH and state["base_seed"] is None:
         raise _damaged("'base_seed' is None")
+    for name in ("others_at_start", "others"):
+        if state[name] is not None and not is_others(state[name]):
+            raise _damaged(f"{name!r} cannot be read")
     kept = None
     if state["status"] == RUNNING:
         kept = _check_running(state, shape, generators)
@@ -232,6 +289,9 @@ def _check_running(
     _compare(
         "seeded_by", state, shape.seeded_by, "the same seed= and shard= (one process is (0, 1))"
     )
+    _check_seeds(state, shape)
+    if shape.workers is None:
+        compare_facts(state["order"], facts_of(shape.index_sampler), shape.sampler)
     _check_streams(state, shape)
     kept = None
     if shape.shard is not None and state["global_batch"]:
@@ -244,6 +304,15 @@ def _check_running(
         raise _damaged("'generators_at_start' is missing")
     _check_generators(state["generators_at_start"], generators)
     return kept
+
+
+def _check_seeds(state: dict[str, Any], shape: Shape) -> None:
+    """Refuse seeds that do not follow from the loader's ``seed=``."""
+    if shape.seed is None:
+        return
+    seeds = [state["base_seed"], state["order_seed"]]
+    if seeds != seeds_of(shape.seed, state["round"]):
+        raise _damaged(f"its seeds {seeds} are not those of seed={shape.seed}")
 
 
 def _compare(name: str, state: dict[str, Any], present: Any, remedy: str) -> None:
