@@ -393,3 +393,30 @@ def test_parquet_in_directories_of_columns_shows_units(place: Path, headrace: An
     assert [row["year"] for row in facts["rows"]] == [2020, 2021]
     assert facts["units"] == {"when": "us since 1970-01-01 UTC", "day": "days since 1970-01-01"}
     assert "day: days since 1970-01-01" in headrace("peek", "sales").out
+
+
+def test_each_column_of_a_csv_file_and_what_is_doubted_about_it(headrace, place):
+    rows = "".join(f'{n},"{1 + n % 2},5",{20 + n}\n' for n in range(30))
+    (place / "t.csv").write_text(f",price,age\n{rows}")
+    outcome = headrace("peek", "t.csv")
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "(no name) whole numbers 0 to 29" in said
+    assert "price categories 0 1,5, 1 2,5" in said
+    assert "age whole numbers 20 to 49" in said
+    assert "Doubtful: t.csv, column 1 has no name" in said
+    assert "An error, unless on_doubt='warn': t.csv, column 'price' has numbers" in said
+    assert said.count("column 'price' has numbers") == 1
+    facts = json.loads(headrace("peek", "t.csv", "--json").out)
+    assert [c["kind"] for c in facts["columns"]] == ["whole numbers", "categories", "whole numbers"]
+    assert [(d["column"], d["sure"]) for d in facts["doubts"]] == [("", False), ("price", True)]
+
+
+def test_a_csv_file_of_another_separator_is_shown_with_the_one_it_has(headrace, place):
+    (place / "t.csv.gz").write_bytes(gzip.compress(b"a;b\n1;2\n3;4\n"))
+    outcome = headrace("peek", "t.csv.gz")
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "Write separator=';'" in said
+    assert "here it is read with separator=None" in said
+    assert "b whole numbers 2 to 4" in said

@@ -155,9 +155,9 @@ def peek(  # noqa: PLR0917 - typer's
 ) -> None:
     """Show what a loader would give of a source: shapes, types, ranges, classes, samples.
 
-    Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt and .jsonl files (the last two also
-    .gz and .zst), directories of images by class, MNIST and CIFAR directories, and datasets of
-    your own.
+    Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt and .jsonl files (text and tables
+    also .gz and .zst), directories of images by class, MNIST and CIFAR directories, and datasets
+    of your own.
     """
     with one_line_errors("headrace peek"):
         from headrace.cli.peek import run_peek

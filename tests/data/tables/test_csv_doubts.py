@@ -61,6 +61,8 @@ LOOKS = {
     "dates, either": (["1/2/2020", "3/4/2020"], "'1/2/2020'", r"%d/%m/%Y.*%m/%d/%Y"),
     "dates of words": (["3 Jan 2020", "4 Feb 2020"], "'3 Jan 2020'", r"dates=\['x'\]"),
     "dates and times": (["2020-01-01T10:00:00Z"], "'2020-01-01T10:00:00Z'", r"dates=\['x'\]"),
+    "months": (["2020-01", "2020-12"], "'2020-01' and '2020-12'", r"dates=\['x'\]"),
+    "durations": (["1 days 02:00:00", "2 days"], "'1 days 02:00:00'", r"pandas.Timedelta\(text\)"),
     "times": (["10:30", "11:00"], "'10:30' and '11:00'", r"dates=\['x'\]"),
     "times of 12 hours": (["1:30 PM", "11:00 AM"], "'1:30 PM'", r"dates=\['x'\]"),
     "dates of two formats": (["2020-01-01", "1/1/2020"], "'2020-01-01'", "the one format"),

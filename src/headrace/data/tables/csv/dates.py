@@ -30,6 +30,7 @@ _NAMED = re.compile(
     rf"|(?:{_MONTHS})[a-z]* (?P<d2>\d{{1,2}})(?P<c>,?) )(?P<year>\d{{4}}|\d\d)",
     re.IGNORECASE,
 )
+_MONTH = re.compile(r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])")
 _TIME = re.compile(r"[+-]?\d{1,4}:[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?(?:\s?[APap][Mm])?")
 _SPAN = r"^([+-]?)(\d{1,4}):([0-5]\d)(?::([0-5]\d(?:\.\d{1,9})?))?\s?([APap])?[Mm]?$"
 
@@ -92,6 +93,8 @@ def moment_of(fields: Sequence[str]) -> list[Moment]:
         return []
     if all(_TIME.fullmatch(text) for text in texts):
         return [Moment("time", None)]
+    if all(_MONTH.fullmatch(text) for text in texts):
+        return [Moment("date", "%Y-%m")]
     for shape, pattern in ((_of_digits, _DIGITS), (_of_names, _NAMED)):
         found = [pattern.fullmatch(text) for text in texts]
         matches = [match for match in found if match is not None]

@@ -33,6 +33,11 @@ _OTHERS = (
     (r"[+-]?0[xX][0-9a-fA-F]+", "numbers in base 16", "int(text, 16)"),
     (r"\([$€£]?[0-9][0-9.,]*\)", "negative numbers in brackets", "-float(text.strip('()'))"),
     (r"[0-9][0-9.,]*-", "numbers with the sign behind them", "-float(text[:-1])"),
+    (
+        r"-?[0-9]+ days?( [+-]?[0-9:.]+)?",
+        "durations",
+        "pandas.Timedelta(text).total_seconds()",
+    ),
     (r"[+-]?[0-9.]+[dD][+-]?[0-9]+", "numbers of Fortran", "float(text.replace('d', 'e'))"),
 )
 
