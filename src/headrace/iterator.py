@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
 from headrace.engine.ahead import Transfer, pin_device, target_device
+from headrace.engine.doubt import BOOKS, SETTLED
 from headrace.notices import warn_user
 from headrace.wiring import options_of, shard_now
 
@@ -29,11 +30,16 @@ class LoaderIterator(Generic[_T_co]):
         pinned = loader.pin_memory and self._device is None  # else they are there already
         self._pin_for = pin_device(pinned, loader.pin_memory_device)
         self._engine = loader._session.begin(self, options_of(loader))
-        self._workers = self._engine.workers
-        self._begin(loader)
+        try:
+            self._workers = self._engine.workers
+            self._begin(loader)
+        except BaseException:
+            self._engine.close()
+            raise
 
     def _reset(self, loader: Any) -> None:
         """Begin another epoch with the same workers: what torch calls for persistent ones."""
+        self._counters.doubt = BOOKS  # the old epoch is over
         loader._session.next_epoch(self, self._engine)
         self._begin(loader)
 
@@ -45,39 +51,44 @@ class LoaderIterator(Generic[_T_co]):
     def _begin(self, loader: Any) -> None:
         self._batches = self._engine.batches
         if self._device is not None:
-            self._batches = Transfer(self._engine.batches, self._device, self._engine.peek)
+            engine = self._engine
+            self._batches = Transfer(
+                engine.batches, self._device, engine.peek, counters=engine.counters
+            )
         self._promised = _promised_length(loader)
-        self._interrupted = False
         # Nothing to do after each batch: hand the inner iterator's batches straight out.
         plain = self._pin_for is None and self._promised is None
         self._finish: Callable[[Any], Any] | None = None if plain else self._pin_and_count
+        self._counters = self._engine.counters
+        loader._session.begun()
+        self._counters.doubt = SETTLED
 
     def __iter__(self) -> Iterator[_T_co]:
         return self
 
     def __next__(self) -> Any:
         """Return the next batch."""
+        counters = self._counters
+        if counters.doubt:
+            self._engine.go_on()
+        counters.doubt = BOOKS  # see headrace.engine.doubt
         try:
             if profiler._is_profiler_enabled:
                 with profiler.record_function(_PROFILER_LABEL):
                     batch = next(self._batches)
             else:
                 batch = next(self._batches)
+            if self._finish is not None:
+                batch = self._finish(batch)
         except StopIteration:
-            self._check_interrupted()
+            counters.doubt = SETTLED
             self._engine.end_epoch()
             raise
-        except KeyboardInterrupt:
-            self._interrupted = not self._workers
+        except BaseException:
+            counters.interrupted = counters.doubt == BOOKS
             raise
-        return batch if self._finish is None else self._finish(batch)
-
-    def _check_interrupted(self) -> None:
-        if self._interrupted:
-            raise RuntimeError(
-                "this iterator was interrupted while it made a batch and cannot go on: that would "
-                "lose samples. Call iter(loader) for a new epoch, or load a state_dict()."
-            )
+        counters.doubt = SETTLED
+        return batch
 
     @property
     def _num_yielded(self) -> int:
@@ -102,6 +113,13 @@ class LoaderIterator(Generic[_T_co]):
         )
 
     def _pin_and_count(self, batch: Any) -> Any:
+        try:
+            return self._pinned_and_counted(batch)
+        except Exception:  # takes the place of its batch
+            self._counters.doubt = SETTLED
+            raise
+
+    def _pinned_and_counted(self, batch: Any) -> Any:
         if self._promised is not None and self._num_yielded > self._promised[1]:
             dataset, length = self._promised
             warn_user(

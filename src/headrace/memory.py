@@ -60,11 +60,17 @@ def lend_from(lender: Lender | None) -> Lender | None:
     return before
 
 
+def lender_here() -> Lender | None:
+    """Return what :func:`alloc` borrows from in this thread."""
+    return _current.lender
+
+
 @contextmanager
 def lending(lender: Lender | None) -> Iterator[None]:
     """Let :func:`alloc` borrow from a lender in this thread, inside the block."""
-    before = lend_from(lender)
+    before = lender_here()
     try:
+        lend_from(lender)
         yield
     finally:
         lend_from(before)

@@ -321,6 +321,11 @@ def _generators_here() -> _TaskGenerators:
     return _here.generators
 
 
+def task_here() -> tuple[int | None, _TaskGenerators | None]:
+    """Return what :func:`end_task` needs to go back to the present task."""
+    return _here.seed, _here.generators
+
+
 def begin_task(seed: int) -> tuple[int | None, _TaskGenerators | None]:
     """Say which task runs in this thread from now on; return what :func:`end_task` needs."""
     before = _here.seed, _here.generators
@@ -358,7 +363,11 @@ class BorrowedGenerators:
     def begin(self, seed: int) -> Any:
         """Save the generators, and seed them for a task."""
         saved = self._generators.save()
-        self._generators.seed(seed, torch.initial_seed())
+        try:
+            self._generators.seed(seed, torch.initial_seed())
+        except BaseException:  # an interruption
+            self._generators.restore(saved)
+            raise
         return saved
 
     def end(self, saved: Any) -> None:

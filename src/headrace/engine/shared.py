@@ -220,10 +220,10 @@ class Imports:
     def bequeath(self) -> None:
         """Leave what nobody holds to a worker to come. The worker must have been reaped."""
         self.to_return()  # drops what a fork may still read
-        for memory in self._memories.values():
+        while self._memories:  # out first: what is interrupted here and done again gives none twice
+            _, memory = self._memories.popitem()
             if memory.loan is None:
                 self._home.store(memory)
-        self._memories.clear()
 
 
 class Home:
@@ -242,8 +242,7 @@ class Home:
 
     def divide(self, workers: int) -> list[list[Memory]]:
         """Give what is stored to ``workers`` new workers, in equal shares."""
-        stored = list(self._stored)
-        self._stored.clear()
+        stored, self._stored = list(self._stored), deque(maxlen=self.LIMIT)
         return [stored[worker::workers] for worker in range(workers)]
 
 

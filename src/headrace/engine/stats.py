@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from headrace.engine.doubt import SETTLED
 from headrace.engine.task import SkippedSample
 
 
@@ -142,6 +143,8 @@ class Counters:
     def __init__(self) -> None:
         self.path = ""
         self.batches = 0
+        self.doubt = SETTLED
+        self.interrupted = False  # a step was left by an exception, in doubt
         self.failed = 0  # steps that raised, or lost all their samples, and gave no batch
         self.wait_s = 0.0
         self.fetch_s = 0.0

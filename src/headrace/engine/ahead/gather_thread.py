@@ -21,10 +21,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from headrace.data.gatherer import IndexArray
+from headrace.engine.doubt import BOOKS, SETTLED, WORKERS
 from headrace.engine.making.gather import Block, BlockGather
 from headrace.engine.order.order import Order
 
 AHEAD = 2  # blocks that are ready or being gathered
+
+_Asked = tuple[int, IndexArray]
+_Made = tuple[int, Block | None]
 
 
 class GatherThread:
@@ -43,8 +47,9 @@ class GatherThread:
         self._drawn: deque[IndexArray] = deque()  # pieces that nobody was asked for yet
         self._drawn_batches = 0
         self._draw(in_flight)
-        self._asked: SimpleQueue[IndexArray | None] = SimpleQueue()
-        self._made: SimpleQueue[Block | None] = SimpleQueue()
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._made: SimpleQueue[_Made] = SimpleQueue()
+        self._round = 0  # answers of an earlier one are not waited for any more
         self._waiting: deque[IndexArray] = deque()
         self._block: Iterator[Any] = iter(())
         self._batches: Iterator[Any] = iter(())  # those before something is to be drawn again
@@ -56,9 +61,10 @@ class GatherThread:
             name="headrace-gather",
             daemon=True,
         )
-        thread.start()
         self._thread = thread
+        # Before it runs: it ends with this object, wherever it is interrupted.
         self._stop = weakref.finalize(self, self._asked.put, None)
+        thread.start()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -68,11 +74,13 @@ class GatherThread:
         for batch in self._batches:
             return batch
         if os.getpid() != self._pid:
+            self._gather.counters.doubt = SETTLED
             raise RuntimeError(
                 f"this iterator belongs to process {self._pid}, and this is a fork of it. "
                 f"Call iter(loader) in this process."
             )
         if not self._stop.alive:  # closed: nobody would answer
+            self._gather.counters.doubt = SETTLED
             raise StopIteration
         gone = self._gather.counters.position - self._before
         self._draw(gone + 1 + self._in_flight)
@@ -99,29 +107,43 @@ class GatherThread:
         while self._drawn and len(self._waiting) < self._ahead:
             piece = self._drawn.popleft()
             self._waiting.append(piece)
-            self._asked.put(piece)
+            self._asked.put((self._round, piece))
         if not self._waiting:
             return False
         started = self._gather.counters.clock()
-        made = self._made.get()
+        self._gather.counters.doubt = WORKERS  # a block may be lost, its place in line is not
+        answered, made = self._made.get()
+        while answered != self._round:
+            answered, made = self._made.get()
+        self._gather.counters.doubt = BOOKS
         self._gather.counters.wait_s += self._gather.counters.clock() - started
         indices = self._waiting.popleft()
         self._block = chain.from_iterable(self._gather.hand_out(made, indices, self._batch_size))
         return True
 
+    def mend(self) -> bool:
+        """Ask again for what is waited for, after an interruption; False if more is in doubt."""
+        if self._gather.counters.doubt != WORKERS:
+            return False
+        self._round += 1
+        for piece in self._waiting:
+            self._asked.put((self._round, piece))
+        return True
+
     def close(self) -> None:
         """End the thread."""
         self._stop()
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and self._thread.ident is not None:
             self._thread.join()
 
 
 def _run(
     gather: BlockGather,
     batch_size: int,
-    asked: SimpleQueue[IndexArray | None],
-    made: SimpleQueue[Block | None],
+    asked: SimpleQueue[_Asked | None],
+    made: SimpleQueue[_Made],
 ) -> None:
-    while (piece := asked.get()) is not None:
-        made.put(gather.make_block(piece, batch_size))
-        del piece
+    while (message := asked.get()) is not None:
+        number, piece = message
+        made.put((number, gather.make_block(piece, batch_size)))
+        del message, piece

@@ -27,6 +27,8 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from headrace.engine.ahead.pinning import CudaPages
+from headrace.engine.doubt import BOOKS, SETTLED
+from headrace.engine.stats import Counters
 from headrace.tree import convert
 
 _UNDER_WAY = 1
@@ -149,6 +151,7 @@ class Transfer(Iterator[Any]):
         peek: returns the batch that ``batches`` will give next, if that is ready, without taking
             it; None otherwise.
         lane: how copies get there.
+        counters: of the epoch; hears whether a step is in doubt.
     """
 
     def __init__(
@@ -157,32 +160,47 @@ class Transfer(Iterator[Any]):
         device: torch.device,
         peek: Callable[[], Any],
         lane: Lane | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self._batches = batches
         self._peek = peek
         self._lane = lane_to(device) if lane is None else lane
+        self._counters = Counters() if counters is None else counters
         self._ahead: _Copy | None = None
+        self._copying: Any = None  # the memory that is read, until an event stands behind it
         self._under_way: deque[tuple[Event, Any]] = deque()  # and the memory that is read
         self._pid = os.getpid()
 
     def __next__(self) -> Any:
         """Return the next batch, on the device, and start to copy the one after it."""
+        self._counters.doubt = SETTLED  # nothing is taken yet
         self._make_room()
+        self._counters.doubt = BOOKS
         try:
             host = next(self._batches)
         except StopIteration:
             self.close()
             raise
-        ahead, self._ahead = self._ahead, None
-        due = ahead if ahead is not None and ahead.host is host else self._start(host)
-        self._look_ahead()
-        return self._hand_over(due)
+        try:
+            ahead, self._ahead = self._ahead, None
+            due = ahead if ahead is not None and ahead.host is host else self._start(host)
+            self._look_ahead()
+            return self._hand_over(due)
+        except Exception:  # takes the place of its batch
+            self._counters.doubt = SETTLED
+            raise
 
     def close(self) -> None:
         """Let go of all host batches, once their copies are done."""
         self._ahead = None
+        self._settle_interrupted()
         while self._under_way:
             self._wait_for_oldest()
+
+    def _settle_interrupted(self) -> None:
+        if self._copying is not None:  # copies were begun, and no event was put behind them
+            self._lane.event().synchronize()
+            self._copying = None
 
     def _wait_for_oldest(self) -> None:
         self._under_way[0][0].synchronize()
@@ -191,7 +209,7 @@ class Transfer(Iterator[Any]):
     def __del__(self) -> None:
         under_way = getattr(self, "_under_way", None)
         # A forked child has no use for the device; at the interpreter's end the device may be gone.
-        if under_way and os.getpid() == self._pid:
+        if (under_way or getattr(self, "_copying", None) is not None) and os.getpid() == self._pid:
             with suppress(RuntimeError):
                 self.close()
 
@@ -209,7 +227,9 @@ class Transfer(Iterator[Any]):
             self._wait_for_oldest()
 
     def _start(self, host: Any) -> _Copy:
+        self._settle_interrupted()
         started = _Copy(host)
+        self._copying = host
         try:
             with self._lane.stream():
                 started.batch = convert(host, lambda value: self._leaf(value, started))
@@ -217,6 +237,7 @@ class Transfer(Iterator[Any]):
             if started.tensors:  # of those some may have been copied, though another one failed
                 started.event = self._lane.event()
                 self._under_way.append((started.event, host))
+            self._copying = None
         return started
 
     def _leaf(self, value: Any, started: _Copy) -> Any:

@@ -30,6 +30,7 @@ class Backend(ABC):
     """
 
     workers: int = 1
+    waiting: bool = True  # nothing is half taken, or half given: see headrace.engine.doubt
 
     @abstractmethod
     def submit(self, worker: int, task: Task) -> None:
@@ -60,6 +61,9 @@ class Backend(ABC):
         Its iterable dataset goes on from ``state``, if that is known, and past the tasks ``done``.
         """
         raise NotImplementedError
+
+    def renew(self) -> None:  # noqa: B027 - an interrupted task is simply run again
+        """End the workers and whatever is under way with them, and start others."""
 
     def describe(self, worker: int) -> str:
         """Say what a worker is doing, for an error: its pid, its state, where its code stands."""

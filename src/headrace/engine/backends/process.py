@@ -61,14 +61,30 @@ class ProcessBackend(Backend):
         self._spare: Spare | None = None
         self._setups = setups
         backends.add(self)
+        self._start_all()
+
+    # Starting
+
+    def _start_all(self) -> None:
         try:
-            for setup, heirlooms in zip(setups, home.divide(len(setups)), strict=True):
+            shares = self._home.divide(self.workers)
+            for setup, heirlooms in zip(self._setups, shares, strict=True):
                 self._start(setup, heirlooms)
         except BaseException:
             self.close()
             raise
 
-    # Starting
+    def renew(self) -> None:
+        """End the workers, with whatever is under way between them and us, and start others."""
+        self.close()
+        self._crew.clear()
+        self.processes.clear()  # in place: others look at it
+        self._by_fd.clear()
+        self._events.clear()
+        self._poll = select.poll()
+        self._spare = None
+        self._closing = self._closed = False
+        self._start_all()
 
     def _start(self, setup: Setup, heirlooms: list[Any]) -> None:
         method = self._context.get_start_method()
@@ -220,6 +236,7 @@ class ProcessBackend(Backend):
         except BlockingIOError:
             pass
         except OSError as error:
+            self.waiting = True
             raise (too_many_files("to send a task") if is_of_files(error) else error) from None
         finally:
             if worker.wants_out != bool(worker.outbox):
@@ -234,8 +251,10 @@ class ProcessBackend(Backend):
         while not self._events:
             self.check()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self.waiting = True  # what it returns may be lost: it will say it again
             ready = self._poll.poll(None if left is None else left * 1000)
             self.check()
+            self.waiting = False
             if not ready:
                 return None
             self._handle(ready)
@@ -271,6 +290,7 @@ class ProcessBackend(Backend):
         elif kind == wire.BUFFERS:
             self._import(worker, message[1], descriptors)
         elif kind == wire.NOTICE:
+            self.waiting = True  # it may raise, and is all there was to the message
             warn_user(message[1])
         else:
             _, result, forgotten = message
@@ -291,6 +311,7 @@ class ProcessBackend(Backend):
             close(descriptors)
             worker.lost = True  # all that it has made is made again by another
             worker.kill()
+            self.waiting = True
             raise too_many_files("for the memory of a batch")
         for (key, size), descriptor in zip(made, descriptors, strict=True):
             worker.imports.add(key, size, descriptor)
@@ -374,7 +395,11 @@ class ProcessBackend(Backend):
         # At the interpreter's end it was closed by an exit handler, and modules may be gone.
         if not getattr(self, "_closed", True):
             with contextlib.suppress(Exception):
-                self.close()
+                try:
+                    self.close()
+                except BaseException:  # an interruption, which Python forgets in here
+                    self.close()
+                    raise
 
 
 def _unpacked(done: Done, worker: Worker) -> Done | Failed:

@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn
 
@@ -84,7 +86,8 @@ class ThreadBackend(Backend):
         self.workers = len(setups)
         self.threads: list[threading.Thread] = []
         self._asked: list[SimpleQueue[_Message]] = [SimpleQueue() for _ in setups]
-        self._made: SimpleQueue[_Answer | None] = SimpleQueue()
+        self._answers = _Answers()
+        self._seed = epoch_seed
         self._pid = os.getpid()
         self._epoch = 0
         self._closing = self._closed = False
@@ -96,14 +99,18 @@ class ThreadBackend(Backend):
             self.threads.append(
                 threading.Thread(
                     target=_run,
-                    args=(setup, asked, self._made, torch_threads),
+                    args=(setup, asked, self._answers, torch_threads),
                     name=f"headrace-worker-{setup.worker}",
                     daemon=True,
                 )
             )
         backends.add(self)
-        for thread in self.threads:
-            thread.start()
+        try:
+            for thread in self.threads:
+                thread.start()
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, worker: int, task: Task) -> None:
         """Put a task on a thread's queue."""
@@ -115,10 +122,12 @@ class ThreadBackend(Backend):
         while True:
             self.check()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                answer = self._made.get(timeout=left)
-            except Empty:
+            self.waiting = True
+            there = self._answers.wait(left)
+            self.waiting = False
+            if not there:
                 return None
+            answer = self._answers.take()
             if answer is not None and answer.epoch == self._epoch:
                 return answer.finished
 
@@ -128,10 +137,15 @@ class ThreadBackend(Backend):
 
     def begin_epoch(self, seed: int) -> None:
         """Begin another epoch in threads that persist; what is still under way is dropped."""
+        self._seed = seed
         self._epoch += 1
         for worker, asked in enumerate(self._asked):
             self.retract(worker)
             asked.put(_Epoch(seed, None))
+
+    def renew(self) -> None:
+        """Go on in the same threads, as at the beginning of the epoch: all under way is dropped."""
+        self.begin_epoch(self._seed)
 
     def replay(self, worker: int, tasks: list[Task]) -> None:
         """Have a thread make batches that nobody wants, to bring its stream to a place."""
@@ -175,7 +189,7 @@ class ThreadBackend(Backend):
         for worker, asked in enumerate(self._asked):
             self.retract(worker)
             asked.put(_Stop())
-        self._made.put(None)  # for another thread that waits: nobody will answer
+        self._answers.put(None)  # for another thread that waits: nobody will answer
         return []
 
     def kill(self) -> None:
@@ -185,8 +199,8 @@ class ThreadBackend(Backend):
         """Wait for the threads; one that is stuck is left behind, and named."""
         self._closed = True
         for thread in self.threads:
-            if thread is threading.current_thread():  # garbage collected in a worker
-                continue
+            if thread is threading.current_thread() or thread.ident is None:
+                continue  # garbage collected in a worker; or never started
             thread.join(max(0.0, self._deadline - time.monotonic()))
             if thread.is_alive():
                 warn_user(
@@ -202,13 +216,41 @@ class ThreadBackend(Backend):
 
     def __del__(self) -> None:
         if hasattr(self, "_closed") and self.is_open():
-            self.close()
+            try:
+                self.close()
+            except BaseException:  # an interruption, which Python forgets in here
+                self.close()
+                raise
+
+
+class _Answers:
+    """A queue that is waited for and taken from in two steps: an interrupted wait loses nothing."""
+
+    def __init__(self) -> None:
+        self._made: deque[_Answer | None] = deque()
+        self._bell = threading.Lock()  # held, unless something may have come
+        self._bell.acquire()
+
+    def put(self, answer: _Answer | None) -> None:
+        self._made.append(answer)
+        with suppress(RuntimeError):  # it rings already
+            self._bell.release()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait for an answer; say whether there is one."""
+        while not self._made:
+            if not self._bell.acquire(timeout=-1 if timeout_s is None else timeout_s):
+                return bool(self._made)
+        return True
+
+    def take(self) -> _Answer | None:
+        return self._made.popleft()
 
 
 def _run(
     setup: ThreadSetup,
     asked: SimpleQueue[_Message],
-    made: SimpleQueue[_Answer | None],
+    made: _Answers,
     torch_threads: int,
 ) -> None:
     """Make the batches that are asked for, until told to stop."""

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import torch
 
+from headrace.engine.doubt import BOOKS, REFUSAL
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.plan import Plan
 from headrace.engine.epoch.same_stream import SameStream
@@ -48,12 +49,20 @@ class Engine:
     ) -> None:
         self._options = options
         self._counters = counters
+        self._begun = False
         self._generators = options.generators
         self.progress = self._new_progress(0, round_number)
         self._plan = Plan(options, pool, home, same_stream, self.progress)
+        try:
+            self._begin_first(saved)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_first(self, saved: dict[str, Any] | None) -> None:
         if saved is not None and saved["status"] == RUNNING:
             self.batches = self._resume(saved)
-        elif saved is not None and saved["status"] == FINISHED and options.persistent:
+        elif saved is not None and saved["status"] == FINISHED and self._options.persistent:
             self.progress.base_seed = saved["base_seed"]
             self.progress.epoch = self._count(saved["epoch"])
             self.batches = self._begin(self._order(saved=saved))
@@ -78,12 +87,37 @@ class Engine:
         """Return the steps of this epoch that have left, through this engine."""
         return self._counters.position
 
+    @property
+    def counters(self) -> Counters:
+        """Return the counters of this epoch."""
+        return self._counters
+
     def can_go_on(self) -> bool:
-        """Say whether another epoch can begin: not after the workers' end, nor in a fork."""
-        return self._plan.can_go_on()
+        """Say whether another epoch can begin: not after the workers' end, nor in a fork.
+
+        Nor where an interruption left the workers in doubt: they are ended.
+        """
+        if self._begun and not self._counters.doubt:
+            return self._plan.can_go_on()
+        self.close()
+        return False
+
+    def go_on(self) -> None:
+        """Make a step that was interrupted whole again.
+
+        Raises:
+            RuntimeError: it may be lost.
+        """
+        if self._begun and self._plan.mend():
+            self._counters.interrupted = False
+            return
+        self.close()
+        self._counters.doubt = BOOKS
+        raise RuntimeError(REFUSAL)
 
     def next_epoch(self, counters: Counters, round_number: int) -> None:
         """Begin another epoch with the workers there are."""
+        self._begun = False
         self._counters = counters
         before = self.progress
         self.progress = self._new_progress(
@@ -209,7 +243,9 @@ class Engine:
         return agree((seeds[0], seeds[1]), facts, options.shard.rank, options.shard.world_size)
 
     def _begin(self, order: Order | None) -> Iterator[Any]:
-        return self._plan.begin(order, self.progress, self._counters)
+        batches = self._plan.begin(order, self.progress, self._counters)
+        self._begun = True
+        return batches
 
     def peek(self) -> Any:
         """Return the batch that leaves next if it is there already, without taking it."""

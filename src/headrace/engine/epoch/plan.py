@@ -24,6 +24,7 @@ from headrace.data.shard import shard_of
 from headrace.engine.ahead.gather_thread import AHEAD, GatherThread
 from headrace.engine.backends.inline import InlineBackend
 from headrace.engine.backends.thread import ThreadBackend, ThreadSetup
+from headrace.engine.doubt import SETTLED
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.epoch.window import Policy, Window
@@ -66,6 +67,7 @@ class Plan:
         self._counters = Counters()
         self._backend: Any = None
         self._source: BlockGather | Window | None = None
+        self._thread: GatherThread | None = None
         self.workers: list[Any] = []
 
     def begin(self, order: Order | None, progress: Progress, counters: Counters) -> Iterator[Any]:
@@ -73,7 +75,7 @@ class Plan:
         self.progress, self._counters = progress, counters
         options = self._options
         gather = self._gather()
-        self._source = gather
+        self._source, self._thread = gather, None
         in_workers = options.in_workers
         if gather is not None and order is not None and not progress.ahead:
             if not in_workers:
@@ -81,12 +83,15 @@ class Plan:
                 if order.chunks is not None:
                     return gather.ahead(order.chunks, order.batch_size, order.drop_last)
                 # map, not a generator: it goes on after a batch that raised.
-                return map(functools.partial(gather.due, otherwise=self._fetcher().batch_of), order)
+                due = functools.partial(gather.due, otherwise=self._fetcher().batch_of)
+                return map(due, _Asked(iter(order), counters))
             by_thread = options.backend in ("auto", "thread")
             if options.init_fn is None and by_thread and order.chunks is not None:
                 self._counters.path = "gather-thread"
                 in_flight = options.prefetch_factor * options.num_workers
-                return GatherThread(gather, order, in_flight, self._blocks_ahead(order))
+                ahead = self._blocks_ahead(order)
+                self._thread = GatherThread(gather, order, in_flight, ahead)
+                return self._thread
         indices = itertools.repeat(None) if order is None else iter(order)
         tasks = Tasks(
             indices,
@@ -105,6 +110,13 @@ class Plan:
     def can_go_on(self) -> bool:
         """Say whether another epoch can begin: not after the workers' end, nor in a fork."""
         return self._pool.is_mine() and (self._backend is None or self._backend.is_open())
+
+    def mend(self) -> bool:
+        """Make an interrupted step whole again; False where it may be lost."""
+        if not self._counters.doubt:
+            return True
+        whole = self._source if isinstance(self._source, Window) else self._thread
+        return whole is not None and whole.mend()
 
     def peek(self) -> Any:
         """Return the batch that leaves next if it is there already, without taking it."""
@@ -288,6 +300,24 @@ class Plan:
         """End the workers."""
         if self._backend is not None:
             self._backend.close()
+
+
+class _Asked:
+    """Asks a sampler, and says that no step is in doubt where that raises: an error of its own."""
+
+    def __init__(self, order: Iterator[Any], counters: Counters) -> None:
+        self._order = order
+        self._counters = counters
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._order)
+        except Exception:
+            self._counters.doubt = SETTLED
+            raise
 
 
 def _warn_of_replay(dataset: Any, batches: int) -> None:

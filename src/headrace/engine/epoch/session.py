@@ -21,6 +21,7 @@ from headrace.engine.order.packing import decode
 from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress, Shape, check, describe
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters, Totals
+from headrace.errors import StateError
 from headrace.notices import warn_user
 
 
@@ -42,12 +43,14 @@ class Session:
         self._engine: weakref.ref[Engine] | None = None  # workers end with their iterator
         self._round = 0  # epochs begun, over all restarts
         self._loaded: dict[str, Any] | None = None
+        self._before: tuple[Any, ...] | None = None  # an epoch that is beginning, and may not
         if inherited is not None:
             self.kept_global_batch = inherited.kept_global_batch
             self._round, self._loaded = inherited._round, inherited._loaded
 
     def begin(self, iterator: object, options: Options) -> Engine:
         """Return the engine of a new iterator, at the place of a loaded state if there is one."""
+        self._beginning()
         saved = self._loaded
         if saved is not None:
             self._round = saved["round"] + (saved["status"] == FINISHED)
@@ -82,6 +85,7 @@ class Session:
 
     def next_epoch(self, iterator: object, engine: Engine) -> None:
         """Begin another epoch with the workers of an engine."""
+        self._beginning()
         counters = self.totals.counters_of(iterator)
         engine.next_epoch(counters, self._round)
         self._began(engine, counters)
@@ -92,15 +96,40 @@ class Session:
         self._engine = weakref.ref(engine)
         self._round += 1
 
+    def _beginning(self) -> None:
+        self._forget_interrupted()
+        self._before = self._progress, self._counters, self._loaded, self._engine, self._round
+
+    def begun(self) -> None:
+        """Note that the epoch has begun: its iterator is there."""
+        self._before = None
+
+    def _forget_interrupted(self) -> None:
+        """Go back before an epoch whose beginning was interrupted: a loaded state is still due."""
+        if self._before is not None:
+            progress, counters, self._loaded, self._engine, self._round = self._before
+            self._progress, self._counters = progress, counters
+            self._before = None
+
     def last_indices(self) -> list[Any] | None:
         """Return the dataset indices of the batch handed out last, where they are known."""
         engine = None if self._engine is None else self._engine()
         return None if engine is None else engine.last_indices()
 
     def state(self, shape: Shape, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-        """Return where the loader stands."""
+        """Return where the loader stands.
+
+        Raises:
+            StateError: a step was interrupted, and may be lost.
+        """
+        self._forget_interrupted()
         if self._loaded is not None:
             return copy.deepcopy(self._loaded)
+        if self._counters.interrupted:
+            raise StateError(
+                "the loader was interrupted in the middle of a step: whether its batch was handed "
+                "out cannot be told. Use the state that was taken before, or call iter(loader)."
+            )
         progress = self._progress
         position = 0
         if progress is not None:
@@ -115,6 +144,7 @@ class Session:
         Raises:
             StateError: it does not fit; nothing has changed then.
         """
+        self._forget_interrupted()
         self._loaded, kept = check(state, shape, generators)
         set_epoch(self._loaded["sampler_epoch"], shape.index_sampler)
         if kept is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.engine.backends.base import Backend, Died, Finished
+from headrace.engine.doubt import BOOKS, SETTLED, WORKERS
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
@@ -75,7 +76,9 @@ class Window:
         self._restarts = 0
         self._failed_samplings = 0
         self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
-        self._indices: dict[Hashable, Any] = {}  # of the steps in flight
+        self._asked: dict[Hashable, Task] = {}  # the steps in flight
+        self._pending: Task | None = None  # runs here and now
+        self._taken: Done | Failed | None = None  # leaves, once others have been asked for
         self._leaving: Any = None  # indices of the step that leaves
         self._last: Any = None  # of the batch that was handed out last
         self._left_out: tuple[SkippedSample, ...] = ()
@@ -105,14 +108,19 @@ class Window:
 
     def _leave(self) -> Done:
         """Wait for the result whose turn it is, and ask for others; raise what it raised."""
+        self._counters.doubt = SETTLED  # nothing is taken yet
         started = self._counters.clock()
         if self._broken is not None:
             raise self._broken
         if self._due:
             self._backend.check()
-        result = self._next_result(started) if self._policy.eager else self._run_next()
         if self._policy.eager:
+            result = self._taken or self._next_result(started)
             self._top_up(self._policy.depth)
+            self._counters.doubt = BOOKS
+            self._taken = None
+        else:
+            result = self._run_next()
         self._counters.wait_s += self._counters.clock() - started
         sampled = result.step >= 0  # else the sampler raised, and there was no step to leave
         if self._policy.on_step is not None and sampled:
@@ -121,6 +129,7 @@ class Window:
             self._counters.failed += sampled
             error = result.error
             del result
+            self._counters.doubt = SETTLED
             try:
                 raise error
             finally:
@@ -145,15 +154,26 @@ class Window:
 
     def _run_next(self) -> Done | Failed:
         """Run the next task here and now: nothing is in flight, and nothing can overtake."""
-        task = next(self._tasks)
-        if self._policy.iterable:
-            task = self._of_stream(task, 0, self._numbers[0])
-            self._numbers[0] += 1
+        task = self._pending
+        if task is None:
+            self._counters.doubt = BOOKS
+            try:
+                task = next(self._tasks)
+            except Exception:  # the sampler's own
+                self._counters.doubt = SETTLED
+                raise
+            if self._policy.iterable:
+                task = self._of_stream(task, 0, self._numbers[0])
+                self._numbers[0] += 1
+            self._pending = task
+        self._exchange()
         self._backend.submit(0, task)
         self._leaving = task.indices
         event = self._backend.get(None)
         assert isinstance(event, Finished)
         result = event.result
+        self._counters.doubt = BOOKS
+        self._pending = None
         try:
             if isinstance(result, Exhausted):
                 raise StopIteration
@@ -173,6 +193,7 @@ class Window:
             if result is None and not self._due:
                 raise StopIteration
             if result is None:
+                self._exchange()
                 self._wait(started)
             else:  # an iterable dataset ended in one worker: others may have room now
                 self._top_up(self._policy.depth)
@@ -180,6 +201,7 @@ class Window:
     def _take_ready(self) -> Result | None:
         if not self._ready:
             return None
+        self._counters.doubt = BOOKS
         if self._policy.in_order:
             if self._due[0] not in self._ready:
                 return None
@@ -188,7 +210,8 @@ class Window:
             step = next(iter(self._ready))
             self._due.remove(step)
         result = self._ready.pop(step)
-        self._leaving = self._indices.pop(step, None)
+        task = self._asked.pop(step, None)
+        self._leaving = None if task is None else task.indices
         if isinstance(result, Done):
             self._ready_bytes -= result.size_bytes
         if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
@@ -198,6 +221,8 @@ class Window:
                 if self._policy.same_stream is not None:
                     self._policy.same_stream.leaves(worker, result.batch, self._backend.workers)
             self._policy.on_stream(worker, state)
+        if isinstance(result, (Done, Failed)):
+            self._taken = result
         return result
 
     def peek(self) -> Any:
@@ -236,6 +261,7 @@ class Window:
 
     def _submit_next(self, worker: int) -> bool:
         """Ask the sampler for a task and give it to ``worker``; say whether there was one."""
+        self._counters.doubt = BOOKS
         try:
             task = next(self._tasks, None)
         except Exception as error:  # the sampler's own: it leaves in its turn
@@ -248,11 +274,12 @@ class Window:
             return False
         self._turn = (self._turn + 1) % len(self._active)
         self._due.append(task.step)
-        self._indices[task.step] = task.indices
         if self._policy.iterable:
             task = self._of_stream(task, worker, self._numbers[worker])
             self._numbers[worker] += 1
             self._streams[task.step] = worker
+        self._asked[task.step] = task
+        self._exchange()
         self._give(worker, task)
         return True
 
@@ -361,6 +388,31 @@ class Window:
 
     def _least_busy(self, workers: list[int]) -> int:
         return min(workers, key=lambda w: len(self._given[w]))
+
+    # Interruptions: see headrace.engine.doubt
+
+    def _exchange(self) -> None:
+        """Say that from now on only what is under way with the workers is in doubt."""
+        self._backend.waiting = False
+        self._counters.doubt = WORKERS
+
+    def mend(self) -> bool:
+        """Make an interrupted step whole again; False where it may be lost."""
+        if self._broken is not None:
+            return True  # it says why it cannot go on
+        if self._counters.doubt != WORKERS or self._backend.waiting:
+            return self._counters.doubt != BOOKS
+        if not self._policy.movable:
+            return False
+        self._backend.renew()
+        self._gone.clear()
+        for given in self._given:
+            given.clear()
+        self._ready_bytes = sum(r.size_bytes for r in self._ready.values() if isinstance(r, Done))
+        missing = [step for step in self._due if step not in self._ready]
+        for number, step in enumerate(missing):
+            self._give(number % self._backend.workers, self._asked[step])
+        return True
 
     # Failure
 

@@ -28,8 +28,8 @@ from headrace.engine.making.skip import odd_one, skipped
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
-from headrace.memory import lend_from, lending
-from headrace.rng import Seeding, begin_task, end_task
+from headrace.memory import lend_from, lender_here, lending
+from headrace.rng import Seeding, begin_task, end_task, task_here
 from headrace.tree import size_bytes
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -85,13 +85,25 @@ class _AroundUserCode:
         self._seed = seed
 
     def __enter__(self) -> None:
-        self._lender = lend_from(self._pool)
-        self._task = begin_task(self._seed)
-        if self._seeding is not None:
-            self._saved = self._seeding.begin(self._seed)
+        self._lender, self._task, self._saved = lender_here(), task_here(), None
+        try:
+            lend_from(self._pool)
+            begin_task(self._seed)
+            if self._seeding is not None:
+                self._saved = self._seeding.begin(self._seed)
+        except BaseException:  # an interruption
+            self._undo()
+            raise
 
     def __exit__(self, *_: object) -> None:
-        if self._seeding is not None:
+        try:
+            self._undo()
+        except BaseException:  # an interruption: it is the same done twice
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        if self._seeding is not None and self._saved is not None:
             self._seeding.end(self._saved)
         end_task(self._task)
         lend_from(self._lender)

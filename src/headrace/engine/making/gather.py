@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf, in_range
+from headrace.engine.doubt import SETTLED
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
 from headrace.engine.order.order import whole_batches
 from headrace.engine.stats import Counters
@@ -147,13 +148,17 @@ class BlockGather:
         if not isinstance(indices, (list, tuple, range, np.ndarray, torch.Tensor)):
             indices = list(indices)  # a set, a generator: may be walked once only
         self.counters.failed += 1  # unless it turns out well
-        array = in_range(indices, len(self._gatherer), "the dataset")
-        self._piece = indices, len(indices), self.counters.batches
-        if array is None or len(array) == 0:
-            batch = otherwise(indices)
-            self.counters.add_batch(len(indices), size_bytes(batch))
-        else:
-            batch = self._gathered(array)
+        try:
+            array = in_range(indices, len(self._gatherer), "the dataset")
+            self._piece = indices, len(indices), self.counters.batches
+            if array is None or len(array) == 0:
+                batch = otherwise(indices)
+                self.counters.add_batch(len(indices), size_bytes(batch))
+            else:
+                batch = self._gathered(array)
+        except Exception:  # takes the place of its batch
+            self.counters.doubt = SETTLED
+            raise
         self.counters.failed -= 1
         return batch
 
@@ -161,9 +166,13 @@ class BlockGather:
         """Return the batch of ``indices``, or raise for it alone."""
         self.counters.failed += 1
         self._piece = indices, len(indices), self.counters.batches
-        array = in_range(indices, len(self._gatherer), "the dataset")
-        assert array is not None
-        batch = self._gathered(array)
+        try:
+            array = in_range(indices, len(self._gatherer), "the dataset")
+            assert array is not None
+            batch = self._gathered(array)
+        except Exception:  # takes the place of its batch
+            self.counters.doubt = SETTLED
+            raise
         self.counters.failed -= 1
         return batch
 

@@ -1,0 +1,79 @@
+"""Raises an exception at any line of the loader's machinery, in the user's thread."""
+
+import linecache
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import headrace
+
+_HOME = Path(headrace.__file__).parent
+_FILES = {str(_HOME / name) for name in ("iterator.py", "memory.py", "rng.py")}
+_ENGINE = str(_HOME / "engine") + os.sep
+
+Place = tuple[str, int, int]  # file, line (or instruction), and the how-manieth time
+
+
+class Injector:
+    """Counts the lines that a program reaches, or interrupts it at one of them."""
+
+    def __init__(self, at: Place | None = None, *, each_instruction: bool = False) -> None:
+        self.reached: Counter[tuple[str, int]] = Counter()
+        self.raised = False
+        self._at = at
+        self._event = "opcode" if each_instruction else "line"
+        self._pid = os.getpid()
+        self._known: dict[str, bool] = {}
+
+    def run(self, program: Callable[[], Any]) -> Any:
+        """Run a program under watch; what it raises passes through."""
+        sys.settrace(self._call)
+        try:
+            return program()
+        finally:
+            sys.settrace(None)
+
+    def _may_raise(self, file: str, line: int) -> bool:
+        # There no interruption is ever taken up: between the last record and the return (it would
+        # be one in the user's own line), and between the body of a `with` and its end.
+        text = linecache.getline(file, line).strip()
+        return text != "return batch" and not text.startswith("with ")
+
+    def _is_ours(self, file: str) -> bool:
+        if file not in self._known:
+            self._known[file] = file in _FILES or file.startswith(_ENGINE)
+        return self._known[file]
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if self.raised or os.getpid() != self._pid:
+            return None
+        if not self._is_ours(frame.f_code.co_filename):
+            return None
+        frame.f_trace_opcodes = self._event == "opcode"
+        return self._line
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if self.raised or os.getpid() != self._pid:
+            return None
+        if event == self._event:
+            code = frame.f_code
+            number = (
+                frame.f_lineno if event == "line" else code.co_firstlineno * 10_000 + frame.f_lasti
+            )
+            here = (code.co_filename, number)
+            if not self._may_raise(code.co_filename, frame.f_lineno):
+                return self._line
+            self.reached[here] += 1
+            if self._at == (*here, self.reached[here]):
+                self.raised = True
+                raise KeyboardInterrupt
+        return self._line
+
+
+def describe(place: Place) -> str:
+    """Return a place for people."""
+    return f"{Path(place[0]).relative_to(_HOME)}:{place[1]} (time {place[2]})"
