@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import headrace
 from headrace import DataLoader
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.epoch.window import Policy, Window
+from headrace.engine.epoch.policy import Policy
+from headrace.engine.epoch.window import Window
 from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.engine.backends.base import Backend, Finished
-from headrace.engine.epoch.window import SLOW_S, Policy, Window
+from headrace.engine.epoch.policy import Policy
+from headrace.engine.epoch.window import SLOW_S, Window
 from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Task

@@ -26,8 +26,9 @@ from headrace.engine.backends.inline import InlineBackend
 from headrace.engine.backends.thread import ThreadBackend, ThreadSetup
 from headrace.engine.doubt import SETTLED
 from headrace.engine.epoch.options import Options
+from headrace.engine.epoch.policy import Policy
 from headrace.engine.epoch.same_stream import SameStream
-from headrace.engine.epoch.window import Policy, Window
+from headrace.engine.epoch.window import Window
 from headrace.engine.lease import Pool
 from headrace.engine.making.fetch import Fetcher, Recipe
 from headrace.engine.making.gather import BLOCK_BYTES, BlockGather
