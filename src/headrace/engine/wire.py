@@ -26,6 +26,9 @@ import pickle
 import socket
 import weakref
 from array import array
+from collections import deque
+from collections.abc import Callable
+from itertools import starmap
 from multiprocessing import reduction
 from typing import Any
 
@@ -54,6 +57,18 @@ class End(socket.socket):
 
     def __del__(self) -> None:
         self.close()
+
+
+class File(io.FileIO):
+    """Owns a descriptor, and closes it without a warning when it dies: also when interrupted."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def opened(call: Callable[..., int], *arguments: Any) -> File:
+    """Return the owner of the descriptor that a call opens: one step, with no bytecode between."""
+    return next(map(File, starmap(call, [arguments])))
 
 
 reduction.register(End, getattr(reduction, "_reduce_socket"))  # noqa: B009 - untyped
@@ -95,19 +110,14 @@ def send(end: socket.socket, message: Any, descriptors: list[int], flags: int = 
         BlockingIOError: with ``MSG_DONTWAIT``, when the other side has not read enough.
     """
     data = pickle.dumps(message, 5)
-    file = -1
     if len(data) > _MESSAGE_BYTES:
-        file = os.memfd_create("headrace-message", os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(file), "wb") as stream:
+        file = opened(os.memfd_create, "headrace-message", os.MFD_CLOEXEC)
+        with open(file.fileno(), "wb", closefd=False) as stream:
             stream.write(data)
-        data, descriptors = _IN_FILE, [file, *descriptors]
-    try:
-        # Not socket.send_fds: it drops the flags, and would block.
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
-        end.sendmsg([data], rights if descriptors else [], flags)
-    finally:
-        if file >= 0:
-            os.close(file)
+        data, descriptors = _IN_FILE, [file.fileno(), *descriptors]
+    # Not socket.send_fds: it drops the flags, and would block.
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
+    end.sendmsg([data], rights if descriptors else [], flags)
 
 
 class Receiver:
@@ -116,6 +126,7 @@ class Receiver:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._buffer = bytearray(_MESSAGE_BYTES + 64)
+        self._got: deque[Any] = deque()  # what has arrived, until somebody has its descriptors
 
     def __call__(self, flags: int = 0) -> tuple[Any, list[int]]:
         """Return the next message and its descriptors.
@@ -124,23 +135,43 @@ class Receiver:
             EOFError: the other side is gone.
             BlockingIOError: with ``MSG_DONTWAIT``, when there is none.
         """
+        self._close_unclaimed()
         space = socket.CMSG_SPACE(4 * (_DESCRIPTORS + 1))
-        size, ancillary, _, _ = self._end.recvmsg_into(
-            [self._buffer], space, flags | socket.MSG_CMSG_CLOEXEC
-        )
+        arguments = [self._buffer], space, flags | socket.MSG_CMSG_CLOEXEC
+        # To receive and to keep is one step: an interruption comes between bytecodes.
+        self._got.extend(starmap(self._end.recvmsg_into, [arguments]))
+        size = self._got[0][0]
         if size == 0:
             raise EOFError("the other side of a worker's socket is closed")
-        descriptors = [
-            int(fd)
-            for level, kind, data in ancillary
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-            for fd in np.frombuffer(data, np.int32)
-        ]
-        if size == len(_IN_FILE) and self._buffer.startswith(_IN_FILE):
-            with os.fdopen(descriptors.pop(0), "rb") as stream:
+        descriptors = _numbers(self._got[0][1])
+        in_file = size == len(_IN_FILE) and self._buffer.startswith(_IN_FILE)
+        if in_file:
+            with open(descriptors[0], "rb", closefd=False) as stream:
                 stream.seek(0)
-                return pickle.load(stream), descriptors
-        return pickle.loads(memoryview(self._buffer)[:size]), descriptors
+                message = pickle.load(stream)
+        else:
+            message = pickle.loads(memoryview(self._buffer)[:size])
+        self._got.clear()
+        if in_file:
+            os.close(descriptors.pop(0))
+        return message, descriptors
+
+    def _close_unclaimed(self) -> None:
+        while self._got:
+            for descriptor in _numbers(self._got.pop()[1]):
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self._close_unclaimed()
+
+
+def _numbers(ancillary: Any) -> list[int]:
+    return [
+        int(fd)
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for fd in np.frombuffer(data, np.int32)
+    ]
 
 
 def send_buffers(end: socket.socket, pool: WorkerPool) -> None:

@@ -25,12 +25,9 @@ class Worker:
     def __init__(self, setup: Setup, imports: Imports) -> None:
         self.setup = setup
         self.imports = imports
-        self.stack_file = os.memfd_create("headrace-stack", os.MFD_CLOEXEC)
-        try:
-            self.mine, self.its = wire.pair()
-        except OSError:
-            os.close(self.stack_file)
-            raise
+        self._files = [wire.opened(os.memfd_create, "headrace-stack", os.MFD_CLOEXEC)]
+        self.stack_file = self._files[0].fileno()
+        self.mine, self.its = wire.pair()
         self.receive = wire.Receiver(self.mine)
         # The worker's end is kept open here too: a task that it has not read can be taken back.
         self.take_back = wire.Receiver(self.its)
@@ -49,11 +46,13 @@ class Worker:
         """Close this side's descriptors of a worker that is gone, or is not ours."""
         for end in (self.mine, self.its):
             end.close()
-        descriptors = (self.stack_file, self.pidfd)
         self.stack_file = self.pidfd = -1  # first: an exit may close what a thread is closing
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
+        self._files.clear()
+
+    def watch(self, file: wire.File) -> None:
+        """Take what tells of the process's end."""
+        self._files.append(file)
+        self.pidfd = file.fileno()
 
     def kill(self) -> None:
         """End it with the one signal that nothing can ignore."""

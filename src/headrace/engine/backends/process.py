@@ -125,9 +125,9 @@ class ProcessBackend(Backend):
     def _enlist(self, worker: Worker) -> None:
         number = worker.setup.worker
         try:
-            worker.pidfd = os.pidfd_open(worker.process.pid)
+            worker.watch(wire.opened(os.pidfd_open, worker.process.pid))
         except ProcessLookupError:  # it has ended, and its parent, which we are not, has reaped it
-            worker.pidfd = os.dup(worker.process.sentinel)
+            worker.watch(wire.opened(os.dup, worker.process.sentinel))
         if number < len(self._crew):
             self._crew[number] = worker
             self.processes[number] = worker.process
@@ -313,8 +313,12 @@ class ProcessBackend(Backend):
             worker.kill()
             self.waiting = True
             raise too_many_files("for the memory of a batch")
-        for (key, size), descriptor in zip(made, descriptors, strict=True):
-            worker.imports.add(key, size, descriptor)
+        try:
+            for key, size in made:
+                worker.imports.add(key, size, descriptors.pop(0))
+        except BaseException:
+            close(descriptors)
+            raise
 
     def _bury(self, worker: Worker) -> None:
         """Read what a dead worker still said, reap it, and report its death."""
