@@ -80,6 +80,7 @@ class LoaderIterator(Generic[_T_co]):
                 batch = next(self._batches)
             if self._finish is not None:
                 batch = self._finish(batch)
+            counters.doubt = SETTLED
         except StopIteration:
             counters.doubt = SETTLED
             self._engine.end_epoch()
@@ -87,7 +88,6 @@ class LoaderIterator(Generic[_T_co]):
         except BaseException:
             counters.interrupted = counters.doubt == BOOKS
             raise
-        counters.doubt = SETTLED
         return batch
 
     @property
