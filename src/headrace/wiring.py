@@ -115,7 +115,8 @@ def check_shard(loader: Any) -> None:
     if isinstance(inner, DistributedSampler) or isinstance(loader.sampler, DistributedSampler):
         raise OptionError(
             "shard= divides the order among ranks, and so does DistributedSampler: together "
-            "they would divide it twice. Write DataLoader(dataset, shuffle=True, shard='auto')."
+            "they would divide it twice. Write DataLoader(dataset, shuffle=True, shard='auto'); "
+            "under Lightning also Trainer(use_distributed_sampler=False), or it adds one by itself."
         )
     if isinstance(loader.dataset, IterableDataset):
         check_divisible(loader.dataset, "ranks")

@@ -1,0 +1,205 @@
+"""accelerate: prepare() builds a loader anew; in one process and in two."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+import headrace
+from headrace.errors import OptionError
+
+from .conftest import ROOT, assert_same
+
+accelerate = pytest.importorskip("accelerate")
+pytestmark = pytest.mark.timeout(300)
+
+DATA = TensorDataset(torch.arange(22.0))
+
+
+def plus_one(batch):
+    return [batch[0] + 1]
+
+
+def values(loader):
+    return [batch[0].tolist() for batch in loader]
+
+
+@pytest.fixture
+def accelerator():
+    yield accelerate.Accelerator(cpu=True)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
+@pytest.mark.library("accelerate", "batches equal torch's")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prepared_loaders_give_torchs_batches(accelerator, workers):
+    def program():
+        loader = torch.utils.data.DataLoader(DATA, 4, shuffle=True, num_workers=workers)
+        return [values(accelerator.prepare(loader)) for _ in range(2)]
+
+    assert_same(program)
+
+
+@pytest.mark.library("accelerate", "our options kept under install()")
+def test_prepared_loaders_keep_our_options(accelerator):
+    def make():
+        return headrace.DataLoader(DATA, 4, shuffle=True, seed=3, batch_transform=plus_one)
+
+    wanted = values(make())
+    headrace.install(quiet=True)
+    prepared = accelerator.prepare(make())
+    assert prepared.seed == 3
+    assert values(prepared) == wanted
+
+
+@pytest.mark.library("accelerate", "without install(): said")
+def test_without_install_the_data_are_the_same_and_the_rest_is_said(accelerator):
+    loader = headrace.DataLoader(DATA, 4, seed=3, batch_transform=plus_one)
+    with pytest.warns(UserWarning, match=r"knows no seed=: .*headrace.install\(\)"):
+        prepared = accelerator.prepare(loader)
+    with pytest.warns(UserWarning, match="knows no seed="):
+        assert values(prepared)[0] == [1, 2, 3, 4]
+
+
+@pytest.mark.library("accelerate", "resume in mid-epoch")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_states_go_through_its_wrapper(accelerator, workers):
+    headrace.install(quiet=True)
+
+    def make():
+        loader = torch.utils.data.DataLoader(DATA, 4, shuffle=True, num_workers=workers)
+        return accelerator.prepare(loader)
+
+    torch.manual_seed(1)
+    seen, states = [], []
+    loader = make()
+    for batch in loader:
+        seen.append(batch[0].tolist())
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    *states, last = states
+    for step, state in enumerate(states, start=1):
+        torch.manual_seed(99)
+        again = make()
+        again.load_state_dict(state)
+        assert values(again) == seen[step:]
+    # It asks for a batch more than it hands out, so that its last state is behind the epoch, as
+    # with torchdata's loader.
+    again = make()
+    again.load_state_dict(last)
+    assert sorted(v for batch in values(again) for v in batch) == list(range(22))
+
+
+@pytest.mark.library("accelerate", "skip_first_batches reads nothing twice")
+def test_skipped_batches_are_not_read(accelerator):
+    headrace.install(quiet=True)
+    read = []
+
+    class Reads(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            read.append(index)
+            return index
+
+    loader = accelerator.prepare(torch.utils.data.DataLoader(Reads(), 3))
+    rest = accelerate.skip_first_batches(loader, 2)
+    assert [batch.tolist() for batch in rest] == [[6, 7, 8], [9, 10, 11]]
+    assert read == [6, 7, 8, 9, 10, 11]
+
+
+def in_two_processes(tmp_path, text):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(text))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+DISPATCHED = ", dataloader_config=accelerate.DataLoaderConfiguration(dispatch_batches=True)"
+TWO = """
+import json, sys, torch
+import headrace
+from torch.utils.data import TensorDataset, IterableDataset
+import accelerate
+{install}
+accelerator = accelerate.Accelerator(cpu=True{options})
+data = TensorDataset(torch.arange(22.0))
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(22.0))
+torch.manual_seed(5)
+loader = accelerator.prepare(torch.utils.data.DataLoader({dataset}, 4{loader}))
+def value(batch):
+    return (batch[0] if isinstance(batch, (list, tuple)) else batch).tolist()
+got = [[value(batch) for batch in loader] for _ in range(2)]
+rest = [value(batch) for batch in accelerate.skip_first_batches(loader, 1)]
+kind = type(loader.base_dataloader).__module__.partition(".")[0]
+assert kind == ("headrace" if {installed} else "torch"), kind
+open(f"{{accelerator.process_index}}.json", "w").write(json.dumps([got, rest]))
+accelerator.end_training()
+"""
+
+
+@pytest.mark.library("accelerate", "two processes: shards equal torch's, the dispatcher too")
+@pytest.mark.parametrize(
+    ("options", "dataset", "loader"),
+    [
+        ("", "data", ", shuffle=True"),
+        ("", "data", ", shuffle=True, num_workers=1"),
+        (
+            ", dataloader_config=accelerate.DataLoaderConfiguration(dispatch_batches=True)",
+            "data",
+            "",
+        ),
+        ("", "Stream()", ""),
+    ],
+    ids=["sharded", "workers", "dispatched", "stream"],
+)
+def test_two_processes_share_as_with_torchs(tmp_path, options, dataset, loader):
+    def run(install):
+        text = TWO.format(
+            install="headrace.install(quiet=True)" if install else "",
+            options=options,
+            dataset=dataset,
+            loader=loader,
+            installed=install,
+        )
+        return in_two_processes(tmp_path, text)
+
+    assert run(True) == run(False)
+
+
+def test_shard_beside_its_own_division_is_an_error(accelerator):
+    headrace.install(quiet=True)
+    loader = headrace.DataLoader(DATA, 4, shard=(0, 2), seed=0)
+    shards = accelerate.data_loader.BatchSamplerShard(loader.batch_sampler, 2, 0)
+    with pytest.raises(OptionError, match="leave shard= out"):
+        torch.utils.data.DataLoader(DATA, batch_sampler=shards, collate_fn=loader.collate_fn)
+
+
+def test_a_state_costs_little(accelerator):
+    """accelerate takes one for each batch: it holds no list that grows with the dataset."""
+    headrace.install(quiet=True)
+    sizes = []
+    for samples in (1_000, 100_000):
+        data = TensorDataset(torch.arange(samples))
+        loader = accelerator.prepare(torch.utils.data.DataLoader(data, 4, shuffle=True))
+        for _ in loader:
+            break
+        sizes.append(len(json.dumps(loader.state_dict())))
+    assert abs(sizes[1] - sizes[0]) < 200

@@ -1,0 +1,136 @@
+"""Lightning and Fabric: a loader of ours is kept, and resumes where a checkpoint was written."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import headrace
+from headrace.errors import OptionError
+
+from .conftest import assert_same, seed_all
+
+lightning = pytest.importorskip("lightning")
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::UserWarning")]
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch, number):
+        self.seen.append(batch[0][:, 0].tolist())
+        return (self.layer(batch[0]) - 1).square().mean()
+
+    def validation_step(self, batch, number):
+        self.log("val_loss", self.layer(batch[0]).mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def data():
+    return TensorDataset(torch.arange(12.0)[:, None])
+
+
+def trainer(folder, **options):
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **{"enable_checkpointing": False, **options},
+    )
+
+
+@pytest.mark.library("lightning", "Trainer: batches equal torch's")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_batches(tmp_path, workers):
+    def program():
+        loader = torch.utils.data.DataLoader(data(), 4, shuffle=True, num_workers=workers)
+        model = Model()
+        trainer(tmp_path).fit(model, loader, torch.utils.data.DataLoader(data(), 4))
+        return model.seen, model.layer.weight.item()
+
+    assert len(assert_same(program)[0]) == 6
+
+
+@pytest.mark.library("lightning", "our options kept")
+def test_a_loader_of_ours_is_kept(tmp_path):
+    loader = headrace.DataLoader(
+        data(), 4, shuffle=True, seed=3, batch_transform=_plus_one, on_error="skip"
+    )
+    wanted = [b[0][:, 0].tolist() for _ in range(2) for b in copy.copy(loader)][:3]
+    model = Model()
+    trainer(tmp_path).fit(model, loader)
+    assert model.seen[:3] == wanted
+    assert loader.statistics().batches == 6
+
+
+def _plus_one(batch):
+    return [batch[0] + 1]
+
+
+class SaveAt(lightning.pytorch.callbacks.Callback):
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.library("lightning", "resume in mid-epoch")
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_resume_in_mid_epoch(tmp_path, step):
+    def loader():
+        return headrace.DataLoader(data(), 4, shuffle=True, seed=5)
+
+    path = tmp_path / "middle.ckpt"
+    seed_all()
+    whole = Model()
+    trainer(tmp_path, callbacks=[SaveAt(step, path)]).fit(whole, loader())
+    rest = Model()
+    trainer(tmp_path).fit(rest, loader(), ckpt_path=path)
+    assert rest.seen == whole.seen[step:]
+    assert torch.equal(rest.layer.weight, whole.layer.weight)
+
+
+@pytest.mark.library("lightning", "Fabric: batches equal torch's")
+def test_fabric():
+    def program():
+        fabric = lightning.Fabric(accelerator="cpu", devices=1)
+        loader = torch.utils.data.DataLoader(data(), 4, shuffle=True, num_workers=2)
+        return list(fabric.setup_dataloaders(loader))
+
+    assert_same(program)
+
+
+def test_its_checks_of_torchs_iterators_are_harmless(tmp_path):
+    """It asks whether an iterator is one of torch's private ones, to end and to save it."""
+    loader = headrace.DataLoader(data(), 4, num_workers=2, persistent_workers=True)
+    model = Model()
+    trainer(tmp_path).fit(model, loader, headrace.DataLoader(data(), 4, num_workers=1))
+    assert len(model.seen) == 6
+    del loader  # its workers with it: the fixture looks
+    with pytest.raises(NotImplementedError, match="cannot be pickled"):
+        copy.deepcopy(iter(headrace.DataLoader(data())))
+
+
+def test_shard_names_its_option():
+    with pytest.raises(OptionError, match="use_distributed_sampler=False"):
+        headrace.DataLoader(
+            data(),
+            shard=(0, 2),
+            seed=0,
+            sampler=torch.utils.data.DistributedSampler(data(), num_replicas=2, rank=0),
+        )
