@@ -9,6 +9,7 @@ PYTHON ?=
 ARGS ?=
 VENV := .venv
 OLDEST := .venv-oldest
+LIBRARIES := .venv-libraries
 OLDEST_TORCH := 2.10
 
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench docs docs-serve stress test-oldest clean
+.PHONY: help demo test lint format bench docs docs-serve stress test-libraries test-oldest clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -54,16 +55,21 @@ docs-serve: $(VENV)/.installed-dev  ## the documentation, live on this machine
 stress: $(VENV)/.installed-dev  ## the long kills and soaks
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
+test-libraries: $(LIBRARIES)/.installed  ## programs of other libraries; writes docs/works-with.md
+	@rm -f $(LIBRARIES)/seen.jsonl
+	@HEADRACE_WORKS_WITH=$(LIBRARIES)/seen.jsonl $(LIBRARIES)/bin/python -m pytest tests/libraries $(ARGS)
+	@$(LIBRARIES)/bin/python scripts/works_with.py $(LIBRARIES)/seen.jsonl docs/works-with.md
+
 test-oldest: $(OLDEST)/.installed  ## the tests on the oldest supported torch
 	@$(OLDEST)/bin/python -m pytest $(ARGS)
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(OLDEST) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LIBRARIES) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One environment, two stamps: the demo asks for less than the tests do. A stamp is older
 # than pyproject.toml when the dependencies may have changed; uv then checks in a moment.
 
-$(VENV)/bin/uv $(OLDEST)/bin/uv:
+$(VENV)/bin/uv $(OLDEST)/bin/uv $(LIBRARIES)/bin/uv:
 	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh $(patsubst %/bin/uv,%,$@)
 
 $(VENV)/.installed-demo: pyproject.toml | $(VENV)/bin/uv
@@ -81,4 +87,10 @@ $(OLDEST)/.installed: pyproject.toml | $(OLDEST)/bin/uv
 	@echo "headrace: installing torch $(OLDEST_TORCH) and the test tools into $(OLDEST) ..."
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
 		--editable '.[demo,bench]' --group test 'torch==$(OLDEST_TORCH).*'
+	@touch $@
+
+$(LIBRARIES)/.installed: pyproject.toml | $(LIBRARIES)/bin/uv
+	@echo "headrace: installing some twenty libraries into $(LIBRARIES) ..."
+	@$(LIBRARIES)/bin/uv pip install --quiet --python $(LIBRARIES)/bin/python \
+		--editable . --group libraries
 	@touch $@

@@ -27,9 +27,18 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "library(distribution, what, remark=''): a row of docs/works-with.md"
     )
+    config.addinivalue_line("markers", "thorough: in `make test-libraries` only")
     # The libraries' own, about themselves and each other.
     for warning in ("DeprecationWarning", "FutureWarning", "PendingDeprecationWarning"):
         config.addinivalue_line("filterwarnings", f"ignore::{warning}")
+
+
+def pytest_collection_modifyitems(items):
+    if TABLE in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("thorough") is not None:
+            item.add_marker(pytest.mark.skip(reason="make test-libraries"))
 
 
 @pytest.hookimpl(wrapper=True)

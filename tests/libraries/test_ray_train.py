@@ -57,6 +57,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.thorough
 @pytest.mark.library("ray", "train: prepare_data_loader, two workers")
 def test_prepared_loaders_in_two_workers(cluster, tmp_path):
     from ray.train.torch import TorchTrainer

@@ -124,6 +124,7 @@ def test_asyncio_and_thread_pools():
         assert list(pool.map(_sum, range(3))) == [66.0, 67.0, 68.0]
 
 
+@pytest.mark.thorough
 @pytest.mark.library("torch", "torch.compile over batches")
 def test_torch_compile():
     def program():
@@ -171,6 +172,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.library("torch", "DDP and FSDP2 under torchrun, on gloo")
 @pytest.mark.parametrize("wrapped", ["ddp", "fsdp"])
 def test_ddp_and_fsdp(tmp_path, wrapped):
@@ -205,6 +207,7 @@ def run_program(command):
     return done
 
 
+@pytest.mark.thorough
 @pytest.mark.library("nbconvert", "a notebook whose loader has workers")
 def test_a_notebook(tmp_path):
     nbformat = pytest.importorskip("nbformat")

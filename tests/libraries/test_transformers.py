@@ -92,7 +92,9 @@ def test_the_trainer_learns_the_same(tmp_path, workers):
 
 
 @pytest.mark.library("transformers", "Trainer: resume in mid-epoch")
-@pytest.mark.parametrize("kind", [transformers.Trainer, Ours])
+@pytest.mark.parametrize(
+    "kind", [transformers.Trainer, pytest.param(Ours, marks=pytest.mark.thorough)]
+)
 def test_the_trainer_resumes_in_mid_epoch(tmp_path, kind):
     headrace.install(quiet=True)
 
