@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, RandomSampler
 
 from headrace import DataLoader
-from headrace.engine.order.checksum import checksum
+from headrace.engine.order.state import seal
 from state import loaders
 from state.loaders import Augmented, Eager, Stateful
 
@@ -307,7 +307,7 @@ class TestWhatItCosts:
         state = through_json(loader)
         state["steps"], state["samples"] = 10**7, 16 * 10**7
         again = DataLoader(range(n), batch_size=16, shuffle=True, seed=1)
-        state["checksum"] = checksum(state)
+        seal(state)
         again.load_state_dict(state)
         far = next(iter(again))
         assert again.state_dict()["steps"] == 10**7 + 1

@@ -171,7 +171,7 @@ def describe(
         "next_worker": 0,
     }
     if progress is None:
-        return _sealed(state)
+        return seal(state)
     if status == RUNNING:
         state.update(
             order_seed=progress.order_seed,
@@ -191,11 +191,12 @@ def describe(
         state["generators"] = [encode(generator.get_state()) for generator in generators]
     if sampler_state is not None:
         state["sampler_state"] = copy.deepcopy(sampler_state)
-    return _sealed(state)
+    return seal(state)
 
 
-def _sealed(state: dict[str, Any]) -> dict[str, Any]:
-    state["checksum"] = checksum(state)
+def seal(state: dict[str, Any]) -> dict[str, Any]:
+    """Put the checksum of its fields into a state."""
+    state["checksum"] = checksum(state, (_KEY, *_FIELDS))
     return state
 
 
@@ -265,7 +266,7 @@ def check(
         value = state[name]
         if type(value) not in kinds or (type(value) is int and not 0 <= value < _LIMIT):
             raise _damaged(f"{name!r} is {value!r}")
-    if state["checksum"] != checksum(state):
+    if state["checksum"] != checksum(state, (_KEY, *_FIELDS)):
         raise _damaged("its checksum does not fit")
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")
