@@ -21,7 +21,18 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "headrace"
 FLOORS = [
     (
         "ground",
-        {"errors", "extras", "tree", "rng", "memory", "notices", "oom", "machine", "sized"},
+        {
+            "errors",
+            "extras",
+            "tree",
+            "rng",
+            "memory",
+            "notices",
+            "oom",
+            "machine",
+            "sized",
+            "locks",
+        },
     ),
     ("first", {"data", "sampling", "collate"}),
     ("second: movement", {"engine"}),

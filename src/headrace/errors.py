@@ -18,6 +18,7 @@
     ├── OptionError                     (ValueError)   a loader option that cannot be
     │   └── OptionTypeError             (TypeError)    one of a type that it cannot have
     ├── StateError                      (ValueError)   a state that does not fit the loader
+    ├── InUseError                      (RuntimeError) a place that another program writes to
     ├── WorkerDiedError                 (RuntimeError) a worker process is gone for good
     ├── WorkerTimeoutError              (RuntimeError) no batch within ``timeout=``
     ├── WorkerStartError                (RuntimeError) a worker could not be started
@@ -127,6 +128,10 @@ class OptionTypeError(TypeError, OptionError):
 
 class StateError(HeadraceError, ValueError):
     """A saved state that does not fit the loader it is given to."""
+
+
+class InUseError(HeadraceError, RuntimeError):
+    """A folder or file that another program, or another part of this one, is writing to."""
 
 
 class WorkerDiedError(HeadraceError, RuntimeError):
