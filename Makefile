@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench docs docs-serve stress test-libraries test-oldest clean
+.PHONY: help demo test lint format bench docs docs-serve stress test-libraries test-oldest dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -62,6 +62,9 @@ test-libraries: $(LIBRARIES)/.installed  ## programs of other libraries; writes 
 
 test-oldest: $(OLDEST)/.installed  ## the tests on the oldest supported torch
 	@$(OLDEST)/bin/python -m pytest $(ARGS)
+
+dist: $(VENV)/.installed-dev  ## sdist and wheel, checked, and used where nothing else is
+	@sh scripts/check_dist.sh $(abspath $(BIN))
 
 clean:  ## remove the environments and everything built
 	rm -rf $(VENV) $(OLDEST) $(LIBRARIES) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch.utils.data
@@ -37,6 +39,10 @@ FROM_TORCH = [
     "get_worker_info",
     "random_split",
 ]
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+# The modules whose names a version keeps: "Versions" in CONTRIBUTING.md.
+PUBLIC_MODULES = ["headrace", "headrace.data", "headrace.train", "headrace.tune"]
+WHOLE_MODULES = {"headrace.errors", "headrace.testing"}  # in the reference with all that they hold
 EXTRAS = [
     "rich",
     "typer",
@@ -180,3 +186,26 @@ def test_importing_headrace_loads_no_extra_and_starts_nothing():
 def test_version_is_the_distributions():
     assert headrace.__version__ == importlib.metadata.version("headrace")
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", headrace.__version__)
+
+
+def reference_pages():
+    return "\n".join(page.read_text(encoding="utf-8") for page in sorted(REFERENCE.glob("*.md")))
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_is_in_the_reference(module):
+    pages = reference_pages()
+    described = set(re.findall(r"^::: (\S+)$", pages, re.M)) | set(re.findall(r"`(\w+)`", pages))
+    names = {target.rpartition(".")[2] for target in described}
+    errors = {name for name, member in vars(headrace).items() if is_of_errors(member)}
+    assert set(import_module(module).__all__) - names - errors == set()
+
+
+def is_of_errors(member):
+    return inspect.isclass(member) and member.__module__ == "headrace.errors"
+
+
+def test_the_reference_describes_public_names_only():
+    public = {name for module in PUBLIC_MODULES for name in import_module(module).__all__}
+    targets = set(re.findall(r"^::: (\S+)$", reference_pages(), re.M)) - WHOLE_MODULES
+    assert {t for t in targets if t.rpartition(".")[2] not in public} == set()

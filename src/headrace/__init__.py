@@ -86,7 +86,7 @@ from headrace.sampling import (
     WeightedRandomSampler,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
