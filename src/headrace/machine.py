@@ -40,6 +40,16 @@ def available_memory_bytes() -> int:
     return max(0, min([free or _UNLIMITED, *_memory_left()]))
 
 
+def open_files_limit() -> int:
+    """Return how many descriptors this process may hold at once."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 512
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+
 def device_here(device: str | int | torch.device, function: str) -> torch.device:
     """Return a device that torch finds on this machine.
 

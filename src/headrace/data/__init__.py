@@ -24,6 +24,7 @@ from headrace.data.images import (
     ImageDecoder,
     ImageFolder,
 )
+from headrace.data.shards import TarDataset
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
@@ -63,6 +64,7 @@ __all__ = [
     "StreamedTextLines",
     "Subset",
     "TableDataset",
+    "TarDataset",
     "TensorDataset",
     "TextLines",
     "cached",

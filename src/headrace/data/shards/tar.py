@@ -1,0 +1,245 @@
+"""Samples in tar archives, in any order, without unpacking them."""
+
+from __future__ import annotations
+
+import operator
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+from headrace.data.compose import Source
+from headrace.data.files import PathLike, Stamp
+from headrace.data.progress import Progress
+from headrace.data.shards.addresses import Addresses, shard_paths
+from headrace.data.shards.decode import Decode, Decoders
+from headrace.data.shards.index import LocalIndex, ShardIndex, Summary
+from headrace.data.stores.local import LocalFile
+from headrace.data.text.known import PROGRAMS, compression_of, first_bytes
+from headrace.errors import (
+    OptionError,
+    SampleIndexError,
+    SourceError,
+    SourceWarning,
+    TruncatedFileError,
+)
+from headrace.machine import open_files_limit
+from headrace.notices import warn_user
+
+
+class _Open(NamedTuple):
+    file: LocalFile
+    samples: ShardIndex
+    suffixes: tuple[str, ...]
+
+
+class TarDataset(Source):
+    """The samples of tar shards, as WebDataset writes them, by their number.
+
+    The files of one sample share their name up to the first dot of the base name, which is its key;
+    what follows is the suffix. A sample is a dict ``{"__key__": "train/0001", "jpg": ..., "json":
+    ...}``, suffixes in lower case and in the order of the shard.
+
+    Args:
+        urls: one address of shards or several, each with braces (``"train/{000..146}.tar"``), a
+            pattern (``"train/*.tar"``) or a directory.
+        decode: True: .jpg, .png, .webp and other images are uint8 tensors (3, H, W); .json its
+            value; .txt a string; .cls and .index a number; .npy an array; .npz and .safetensors
+            dicts of arrays and tensors; everything else bytes. False: all are bytes. Functions of
+            bytes by suffix take the place of those: ``{"jpg": ImageDecoder(exif="apply"),
+            "seg.png": my_masks}``. Pickles (.pyd, .pkl, .pth, .pt) are never read by themselves.
+        size: height and width that images are resized to (one number for both), as by
+            :class:`ImageDecoder`.
+        on_error: what becomes of files that are damaged in a shard, cut short, or there twice:
+            "raise", or "skip", which leaves them out, listed in ``skipped`` as pairs (shard,
+            reason), with a warning. What cannot be decoded is told when it is asked for; for that,
+            ``DataLoader(..., on_error="skip")``.
+        cache_dir: where the index of a shard is kept, so that its headers are read once; None is
+            ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``. It is made again when the
+            shard's size or time differs. An index beside a shard (``headrace shards index``) is
+            used where it is not older than the shard.
+
+    An index takes 20 bytes a file and 8 a sample, and the keys; it is mapped, so that workers share
+    it. Pickling the dataset pickles the paths.
+
+    Raises:
+        SourceError: no shards, one that is no tar archive, is compressed or damaged; pickles. When
+            a sample is asked for: a file that cannot be decoded. The message names shard, key and
+            place.
+        SourceChangedError: a shard changed after it was opened.
+        OSError: a file that cannot be opened.
+    """
+
+    def __init__(
+        self,
+        urls: Addresses,
+        *,
+        decode: Decode = True,
+        size: int | tuple[int, int] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        cache_dir: PathLike | None = None,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise OptionError(
+                f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
+            )
+        self._decoders = Decoders(decode, size)
+        self.urls = shard_paths(urls, ".tar")
+        self.skipped: list[tuple[str, str]] = []
+        self._indexes = LocalIndex(cache_dir)
+        self._stamps = [Stamp.of(path) for path in self.urls]
+        self._open: dict[int, _Open] = {}
+        with Progress("indexing shards", len(self.urls), "shards") as progress:
+            counts = [self._first_look(n, on_error, progress) for n in range(len(self.urls))]
+        self._ends = list(accumulate(counts))
+        self._tell()
+        if not self._ends[-1]:
+            raise SourceError(
+                f"there are no samples in {self.urls[0]} and all other shards. Files are named for "
+                f"their sample and for what they hold: 0001.jpg, 0001.json."
+            )
+
+    def _first_look(self, number: int, on_error: str, progress: Progress) -> int:
+        """Index a shard; return how many samples it has."""
+        path = self.urls[number]
+        summary = self._indexes.summary(path, self._stamps[number])
+        progress.advance()
+        self._decoders.refuse_pickles(path, summary.suffixes)
+        if summary.faults and not summary.faults[0].offset and not summary.samples:
+            _check_is_tar(path)
+        for fault in summary.faults:
+            what = (
+                f"{fault.name!r} at byte {fault.offset:,}"
+                if fault.name
+                else f"byte {fault.offset:,}"
+            )
+            reason = f"{what}: {fault.reason}"
+            if on_error == "raise":
+                raise SourceError(
+                    f"{path} is damaged: {reason}. Copy the shard again, or write "
+                    f'TarDataset(..., on_error="skip") to leave out what is damaged.'
+                )
+            self.skipped.append((path, reason))
+        _tell_of(path, summary)
+        return summary.samples
+
+    def _tell(self) -> None:
+        if self.skipped:
+            path, reason = self.skipped[0]
+            more = f" and {len(self.skipped) - 1:,} more" if len(self.skipped) > 1 else ""
+            warn_user(
+                f"on_error='skip' leaves out what is damaged: {path}: {reason}{more}. "
+                f"dataset.skipped lists it.",
+                SourceWarning,
+            )
+
+    def _shard(self, number: int) -> _Open:
+        """Return a shard that is what it was, opening it in a process that has not."""
+        opened = self._open.pop(number, None)
+        if opened is None:
+            path, stamp = self.urls[number], self._stamps[number]
+            index = self._indexes.open(path, stamp)
+            opened = _Open(LocalFile(path, stamp), index, index.summary.suffixes)
+            if len(self._open) >= open_files_limit() // 4:  # each holds two
+                self._open.pop(next(iter(self._open)))  # the one whose last use is longest ago
+        else:
+            opened.file.check()
+        self._open[number] = opened
+        return opened
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one sample."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the samples at ``indices``; each shard is looked at for changes once."""
+        checked: set[int] = set()
+        samples = []
+        for index in indices:
+            place = self._place(index)
+            number = bisect_right(self._ends, place)
+            shard = self._open.get(number) if number in checked else None
+            if shard is None:
+                shard = self._shard(number)
+                checked.add(number)
+            samples.append(self._sample(shard, place - (self._ends[number - 1] if number else 0)))
+        return samples
+
+    def _sample(self, shard: _Open, number: int) -> dict[str, Any]:
+        file, samples, suffixes = shard
+        key = samples.key(number)
+        sample: dict[str, Any] = {"__key__": key}
+        for kind, offset, size in samples.members(number):
+            suffix = suffixes[kind]
+
+            def where(suffix: str = suffix, offset: int = offset) -> str:
+                return f"{file.path}, {key}.{suffix} at byte {offset:,}"
+
+            try:
+                data = file.read(offset, size)
+            except TruncatedFileError as error:
+                raise TruncatedFileError(f"{where()}: {error}") from None
+            sample[suffix] = self._decoders.value(suffix, data, where)
+        return sample
+
+    def _place(self, index: int) -> int:
+        place = operator.index(index)
+        length = self._ends[-1]
+        if not -length <= place < length:
+            raise SampleIndexError(
+                f"index {place} is out of range: there are {length:,} samples. "
+                f"Write an index from 0 to {length - 1}."
+            )
+        return place + length if place < 0 else place
+
+    def _identity(self) -> str:
+        paths = [*map(os.path.abspath, self.urls)]
+        return f"{paths} {self._stamps} {self._decoders.identity} {self.skipped}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the paths, not the samples."""
+        return {**self.__dict__, "_open": {}}
+
+    def __repr__(self) -> str:
+        return f"TarDataset({len(self.urls):,} shards, {len(self):,} samples)"
+
+
+def _check_is_tar(path: str) -> None:
+    compression = compression_of(first_bytes(path))
+    if compression is None:
+        raise SourceError(
+            f"{path} is no tar archive: it does not begin with the header of one. Write the path "
+            f"of one, or pack a folder: headrace shards pack FOLDER OUT."
+        )
+    raise SourceError(
+        f"{path} is compressed ({compression}): a sample in it can be read only behind all before "
+        f"it. Write {PROGRAMS[compression]} {path}, and read the file that it makes."
+    )
+
+
+def _tell_of(path: str, summary: Summary) -> None:
+    """Warn of what is in a shard and is not read."""
+    if summary.left_out:
+        what = ", ".join(f"{kind} ({n:,})" for kind, n in summary.left_out.items())
+        warn_user(
+            f"{path} holds what is no file of a sample, and is left out: {what}. Write archives of "
+            f"plain files named 0001.jpg, 0001.json (tar --dereference --hard-dereference).",
+            SourceWarning,
+        )
+    if summary.behind_end_bytes:
+        warn_user(
+            f"{path} goes on for {summary.behind_end_bytes:,} bytes behind its end mark, which are "
+            f"not read: it may be several archives, joined. Write each to a file of its own.",
+            SourceWarning,
+        )
+    if not summary.has_end:
+        warn_user(
+            f"{path} has no end mark: whoever wrote it may not have come to its end, and samples "
+            f"may be missing. Write it again.",
+            SourceWarning,
+        )
