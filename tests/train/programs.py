@@ -61,10 +61,10 @@ class Say(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def make_trainer(**options):
+def make_trainer(steps=21, **options):
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=60)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
     chosen = {"device": "cpu", "scheduler": schedule, "log_every": 1, "progress": False, **options}
     return Trainer(model, nn.CrossEntropyLoss(), optimizer, **chosen)
 
@@ -76,14 +76,15 @@ def train(folder, kind="headrace", accumulate=2, sigterm_at=None, **options):
     random.seed(0)
     torch.set_num_threads(1)
     loader = make_loader(kind)
-    trainer = make_trainer(accumulate=accumulate, callbacks=[Say(sigterm_at)], **options)
+    steps = 3 * -(-13 // accumulate)
+    trainer = make_trainer(steps, accumulate=accumulate, callbacks=[Say(sigterm_at)], **options)
     validation = DataLoader(Numbers(7), batch_size=3)
     return trainer.fit(loader, validation, 3, folder, checkpoint_every_steps=1)
 
 
 def train_ranks(folder, sigterm_at=None):
     """As ``train``, in several processes: dropout and noise are other ones on each rank."""
-    trainer = make_trainer(callbacks=[Say(sigterm_at)])
+    trainer = make_trainer(28, callbacks=[Say(sigterm_at)])
     torch.manual_seed(trainer.ranks.rank)
     torch.set_num_threads(1)
     loader = DataLoader(Numbers(), batch_size=4, shuffle=True, shard="auto")

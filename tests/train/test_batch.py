@@ -74,7 +74,7 @@ def test_inputs_of_another_type_than_the_parameters_say_what_to_write(where, dty
     call = {"predict": trainer.predict, "map_batches": lambda b: map_batches(model, b)}
     with pytest.raises(RuntimeError, match="type") as error:
         call.get(where, trainer.fit)(loader)
-    [note] = error.value.__notes__
+    note = str(error.value)
     assert f"the inputs are torch.{name}, and the model's parameters torch.float32" in note
     assert f"batch_transform=lambda b: ({line}, b[1]))" in note
 
@@ -87,10 +87,10 @@ def test_errors_that_are_not_about_types_are_left_alone(x):
 
     with pytest.raises(RuntimeError) as error:
         call_model(Fails(2, 1), x)
-    assert not hasattr(error.value, "__notes__")
+    assert str(error.value) == "out of memory"
 
 
 def test_the_parameters_own_type_is_the_one_to_write():
     with pytest.raises(RuntimeError) as error:
         call_model(nn.Linear(2, 1, dtype=torch.bfloat16), {"input": torch.zeros(1, 2)})
-    assert "b[0].to(torch.bfloat16)" in error.value.__notes__[0]
+    assert "b[0].to(torch.bfloat16)" in str(error.value)

@@ -28,7 +28,7 @@ def run(folder, kind, stop=0):
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    trainer = make_trainer(accumulate=2, callbacks=[Stop(stop)])
+    trainer = make_trainer(14, accumulate=2, callbacks=[Stop(stop)])
     validation = DataLoader(Numbers(7), batch_size=3)
     try:
         history = trainer.fit(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headrace.errors import TrainingError
+from headrace.train.explain import explain_inputs
 from headrace.tree import convert, is_namedtuple, leaves
 
 INPUT_KEYS = ("inputs", "input", "x")
@@ -67,28 +71,9 @@ def call_model(model: Callable[..., Any], inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(inputs)
-    except RuntimeError as error:
-        explain_dtype(error, model, inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        explain_inputs(error, model, inputs)
         raise
-
-
-def explain_dtype(error: RuntimeError, model: Any, inputs: Any) -> None:
-    """Add to a model's error over types which line makes its inputs those of its parameters."""
-    if "type" not in str(error) or not isinstance(model, nn.Module):
-        return
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    for leaf in leaves(inputs):
-        if not isinstance(leaf, Tensor) or wanted in (None, leaf.dtype):
-            continue
-        if leaf.dtype == torch.uint8 or leaf.is_floating_point():
-            to = f".to({wanted})" if wanted != torch.float32 else ".float()"
-            to += " / 255" if leaf.dtype == torch.uint8 else ""
-            error.add_note(
-                f"headrace: the inputs are {leaf.dtype}, and the model's parameters {wanted}. For "
-                f"batches (x, y) write DataLoader(..., batch_transform=lambda b: (b[0]{to}, b[1])),"
-                f" or x{to} where the model is given x."
-            )
-            return
 
 
 def forward_any(model: Callable[..., Any], device: torch.device, batch: Any) -> Any:
@@ -136,30 +121,83 @@ def weight_of(loss_fn: Any, *, class_weights: bool = True) -> Weight:
     with its class weight, so that a mean over tokens stays one over several batches.
     """
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        return _CountTargets(loss_fn.ignore_index, loss_fn.weight if class_weights else None)
-    if loss_fn in (functional.cross_entropy, functional.nll_loss):
-        return _CountTargets(-100, None)
+        return CountTargets(loss_fn.ignore_index, loss_fn.weight if class_weights else None)
+    function, options = loss_fn, {}
+    if isinstance(loss_fn, partial):
+        function, options = loss_fn.func, loss_fn.keywords
+    if function in (functional.cross_entropy, functional.nll_loss):
+        weights = options.get("weight") if class_weights else None
+        return CountTargets(options.get("ignore_index", -100), weights)
     return samples_of
 
 
-class _CountTargets:
+class OwnWeight:
+    """A weight that somebody wrote, held to what a weight can be.
+
+    Args:
+        weight: of a batch, a number or a tensor of one.
+
+    Raises:
+        TrainingError: what it returns is no number, or not finite, or below 0. A tensor on a
+            device is looked at where it is read.
+    """
+
+    def __init__(self, weight: Weight) -> None:
+        self._weight = weight
+
+    def __call__(self, batch: Any) -> float | Tensor:
+        """Return the weight of a batch."""
+        found = self._weight(batch)
+        if isinstance(found, Tensor) and found.numel() == 1:
+            if found.is_cpu:
+                check_weight(found.item())
+            return found.reshape(())
+        if isinstance(found, Tensor) or not isinstance(found, numbers.Real):
+            shape = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+            raise TrainingError(
+                f"weight= returned a {type(found).__name__}{shape} for a batch, and has to return "
+                f"one number. Write weight=lambda batch: len(batch[1]), or what its mean divides "
+                f"by."
+            )
+        check_weight(float(found))
+        return found
+
+
+def check_weight(value: float) -> None:
+    """Check that a batch can count so much.
+
+    Raises:
+        TrainingError: it is not finite, or below 0.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise TrainingError(
+            f"a batch cannot weigh {value:g}: the weight is what its mean loss divides by, 0 or "
+            f"more. Write Trainer(..., weight=lambda batch: len(batch[1])), or the number of its "
+            f"targets that count."
+        )
+
+
+class CountTargets:
+    """Counts the targets that a loss over classes does not ignore, each with its class weight."""
+
     def __init__(self, ignored: int, class_weights: Tensor | None) -> None:
-        self._ignored = ignored
+        self.ignored = ignored
         self._class_weights = class_weights
 
     def __call__(self, batch: Any) -> float | Tensor:
+        """Return how much the targets of a batch weigh."""
         targets = parts_of(batch)[1]
         if not isinstance(targets, Tensor) or targets.is_floating_point():
             return samples_of(batch)  # probabilities: the mean is over samples
         if self._class_weights is not None:
             weights = self._class_weights.detach().to(targets.device)
-            total = weights[targets[targets != self._ignored]].sum()
+            total = weights[targets[targets != self.ignored]].sum()
         elif not targets.is_cpu:
-            return (targets != self._ignored).sum()
-        elif self._ignored < 0 <= _least(targets):
+            return (targets != self.ignored).sum()
+        elif self.ignored < 0 <= _least(targets):
             return targets.numel()  # found in a third of the time that counting takes
         else:
-            total = (targets != self._ignored).sum()
+            total = (targets != self.ignored).sum()
         return total.item() if total.is_cpu else total
 
 

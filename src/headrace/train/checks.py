@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from headrace.errors import OptionError
+from headrace.errors import OptionError, TrainingError
+from headrace.sized import length_of
 
 T = TypeVar("T")
 
@@ -105,6 +106,51 @@ def check_loader(name: str, loader: Any) -> None:
         raise OptionError(
             f"{name} is a {kind}, whose samples are no batches. Write DataLoader(dataset, "
             f"batch_size=32{order}), or batch_size=None where each of them is a whole batch."
+        )
+
+
+def no_batch(name: str, loader: Any, batches: int, purpose: str) -> TrainingError:
+    """Return the error for a loader that gave nothing to train on, or to evaluate.
+
+    Args:
+        name: of the loader, for the text.
+        loader: it.
+        batches: that it gave, of which none counts.
+        purpose: "train on" or "evaluate".
+    """
+    if batches:
+        return TrainingError(
+            f"the {batches:,} batches of {name} weigh 0 in all: there is nothing to {purpose}. All "
+            f"of their targets are ignored, or weight= says so: let it return what the mean loss "
+            f"divides by, weight=lambda batch: len(batch[1])."
+        )
+    samples, size = length_of(getattr(loader, "dataset", None)), getattr(loader, "batch_size", None)
+    why = "An iterable that was gone through before gives nothing again: write list(...) of it."
+    if samples == 0:
+        why = f"Its dataset ({type(loader.dataset).__name__}) is empty: look where it is filled."
+    elif samples and size and samples < size and getattr(loader, "drop_last", False):
+        why = (
+            f"Its dataset has {samples:,} samples, fewer than batch_size={size}, and "
+            f"drop_last=True leaves them out. Write drop_last=False, or batch_size={samples}."
+        )
+    elif samples:
+        why = f"Its dataset has {samples:,} samples: look at its sampler."
+    return TrainingError(f"{name} gave no batch: there is nothing to {purpose}. {why}")
+
+
+def check_class_weights(loss_fn: Any) -> None:
+    """Check the class weights of a loss.
+
+    Raises:
+        OptionError: one is not finite, or below 0.
+    """
+    weights = getattr(loss_fn, "weight", None)
+    if not isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) or weights is None:
+        return
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        raise OptionError(
+            f"weight={weights.tolist()} of {type(loss_fn).__name__} holds what no class can weigh: "
+            f"its mean divides by the sum. Write a number from 0 on for each class."
         )
 
 

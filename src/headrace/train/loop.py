@@ -19,14 +19,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from headrace.errors import StateError, TrainingError
 from headrace.sized import length_of
+from headrace.train.batch import check_weight
 from headrace.train.checkpoint import Checkpoints, load, step_of
+from headrace.train.checks import no_batch
 from headrace.train.feed import Feed, load_into
+from headrace.train.guards.nonfinite import nothing_counts
 from headrace.train.history import History
+from headrace.train.names import names_for, own_names
 from headrace.train.progress import Progress
-from headrace.train.schedule import steps_of_epoch
+from headrace.train.schedule import not_compared, steps_of_epoch
 from headrace.train.sigterm import EXIT_CODE, Sigterm
 from headrace.train.storable import pack, unpack
 from headrace.train.training import Training
+from headrace.train.update import counts_nothing
 from headrace.tree import size_bytes
 
 
@@ -127,7 +132,7 @@ class Fit:
         self._train(epoch)
         trainer.guards.after_epoch(self.feed.train_loader, time.perf_counter() - started)
         if not position.weight:
-            raise TrainingError("the training loader gave no batch: there is nothing to train on.")
+            raise no_batch("train_loader", self.feed.train_loader, position.batches, "train on")
         values = {"loss": position.loss / position.weight}
         if self.feed.val_loader is not None:
             self.ranks.share_buffers(self.updater.model)
@@ -160,10 +165,18 @@ class Fit:
                 break
             loss = updater.gradients(group, weights, agreed.weight, agreed.everywhere)
             every_step = trainer.log_every == 1
-            guards.after_backward(
-                loss, step=position.step + 1, group=group, indices=indices, every_step=every_step
-            )
-            stepped = updater.update()
+            nothing = counts_nothing(agreed.weight)
+            if nothing:
+                guards.report(nothing_counts(trainer.weight, position.step + 1))
+            else:
+                guards.after_backward(
+                    loss,
+                    step=position.step + 1,
+                    group=group,
+                    indices=indices,
+                    every_step=every_step,
+                )
+            stepped = not nothing and updater.update()
             if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
                 updater.scheduler.step()
             position.step += 1
@@ -205,11 +218,15 @@ class Fit:
         values = self.ranks.sum(torch.stack([u.loss for u in unread]).tolist())  # AGREE
         for one, value in zip(unread, values, strict=True):
             weight = float(one.weight)
+            check_weight(weight)
+            self.history.add_step(one.step, position.epoch, loss=value)
+            if counts_nothing(one.weight):
+                continue
             position.loss += value * weight
             position.weight += weight
-            self.history.add_step(one.step, position.epoch, loss=value)
             self._check(one, value)
-        shown = {"loss": sum(values) / len(values)}
+        counted = [v for v, one in zip(values, unread, strict=True) if float(one.weight)]
+        shown = {"loss": sum(counted) / len(counted) if counted else math.nan}
         self.progress.step(len(unread), **shown)
         trainer.log(shown, position.step, prefix="step_")
         trainer.call("on_log", position.step, shown)
@@ -228,7 +245,11 @@ class Fit:
         if scheduler is None or self.trainer.schedule_every == "step":
             return
         if isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step(values.get("val_loss", values["loss"]))
+            loss = values.get("val_loss", values["loss"])
+            if math.isfinite(loss):
+                scheduler.step(loss)
+            else:
+                self.trainer.guards.report(not_compared(loss))
         else:
             scheduler.step()
 
@@ -248,7 +269,7 @@ class Fit:
         if self.ranks.rank == 0:
             state = {"position": asdict(position), "ranks": everyone, **trainer.state_dict()}
             state["history"] = self.history.state_dict()
-            model = self.updater.model.state_dict()
+            model = own_names(self.updater.model.state_dict())
             path = checkpoints.save(position.step, position.epoch, model, state)
             if path is not None:
                 trainer.call("on_checkpoint", path)
@@ -304,7 +325,7 @@ class Fit:
                 f"Give another checkpoint_dir, or remove this one."
             )
         model, state = load(path)
-        load_into(self.updater.model, model, "model", path)
+        load_into(self.updater.model, names_for(self.updater.model, model), "model", path)
         self.trainer.load_state_dict(state, path)
         self.history.load_state_dict(state["history"])
         self.position = Position(**state["position"])

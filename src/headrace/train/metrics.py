@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,8 +43,7 @@ class Metrics:
             elif hasattr(metric, "update") and hasattr(metric, "compute"):
                 self._metrics[name] = metric.to(device)
             elif callable(metric):
-                mean = import_extra("torchmetrics", "train").MeanMetric()
-                self._metrics[name] = mean.to(device)
+                self._metrics[name] = _Mean(device)
                 self._functions[name] = metric
             else:
                 raise OptionError(
@@ -76,6 +76,35 @@ class Metrics:
         return values
 
 
+class _Mean:
+    """A weighted mean over batches and ranks, NaN where a value is.
+
+    torchmetrics' own mean leaves NaN out, and adds up in float32, where 0.94 is 0.9399999976.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        kind = torch.float32 if device.type == "mps" else torch.float64  # which has no 64
+        new = import_extra("torchmetrics", "train").SumMetric
+        self._total, self._weight = (new(nan_strategy="disable").to(device) for _ in range(2))
+        self._kind, self._device = kind, device
+        self.reset()
+
+    def reset(self) -> None:
+        for part in (self._total, self._weight):
+            part.reset()
+            part.set_dtype(self._kind)  # which a reset forgets
+
+    def update(self, values: Any, weights: Any) -> None:
+        device, kind = self._device, self._kind
+        values = torch.as_tensor(values, dtype=kind, device=device)
+        weights = torch.as_tensor(weights, dtype=kind, device=device)
+        self._total.update(torch.where(weights == 0, 0, values * weights))
+        self._weight.update(weights.expand(values.shape))
+
+    def compute(self) -> Any:
+        return self._total.compute() / self._weight.compute()
+
+
 class Accuracy:
     """The share of right classes, over all targets that the loss does not ignore.
 
@@ -89,7 +118,7 @@ class Accuracy:
     """
 
     def __init__(self, loss_fn: Any, device: torch.device) -> None:
-        self._mean = import_extra("torchmetrics", "train").MeanMetric().to(device)
+        self._mean = _Mean(device)
         self._ignored = getattr(loss_fn, "ignore_index", -100)
         self._threshold = None
         if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is _BINARY_WITH_LOGITS:
@@ -112,14 +141,14 @@ class Accuracy:
         shapes = f"shape {tuple(outputs.shape)}", f"{targets.dtype} {tuple(targets.shape)}"
         if self._threshold is not None and outputs.shape == targets.shape:
             right = (outputs > self._threshold) == (targets > 0.5)
-            self._mean.update(right.float())
+            self._mean.update(right, 1.0)
             return
         classes = targets.shape == outputs.shape[:1] + outputs.shape[2:]
         if outputs.ndim < 2 or not classes or targets.is_floating_point():
             raise _no_classes(*shapes)
         counted = targets != self._ignored
         right = outputs.argmax(1) == targets
-        self._mean.update(right.float(), counted.float())
+        self._mean.update(right, counted)
 
     def compute(self) -> Any:
         """Return the share."""
@@ -164,7 +193,14 @@ def _flatten(name: str, value: Any, into: dict[str, float]) -> None:
         for key, part in value.items():
             _flatten(f"{name}_{key}" if name else str(key), part, into)
     elif isinstance(value, Tensor) and value.numel() > 1:
-        for place, part in enumerate(value.flatten().tolist()):
-            into[f"{name}_{place}"] = part
+        for place, part in enumerate(value.flatten()):
+            into[f"{name}_{place}"] = _number(part)
     else:
-        into[name] = float(value)
+        into[name] = _number(value)
+
+
+def _number(value: Any) -> float:
+    """Return a value as the number that it shows: a float32 of 0.94 is 0.94, not 0.93999999762."""
+    if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return float(str(np.float32(value.item())))
+    return float(value)

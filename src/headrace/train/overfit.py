@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from headrace.errors import TrainingError
+from headrace.train.checks import no_batch
 from headrace.train.guards.finding import warn
 from headrace.train.progress import Progress
 from headrace.train.randomness import loader_generators, random_states, set_random_states
@@ -26,7 +27,7 @@ def overfit(trainer: Training, loader: Iterable[Any], steps: int, fraction: floa
         batches = iter(loader)
         batch = next(batches, None)
         if batch is None:
-            raise TrainingError("the loader gave no batch: there is nothing to train on.")
+            raise no_batch("the loader", loader, 0, "train on")
         last = getattr(loader, "last_indices", None)
         indices = None if last is None else [last()]
         del batches  # and with it the workers

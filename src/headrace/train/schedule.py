@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    ExponentialLR,
     LRScheduler,
-    MultiStepLR,
     OneCycleLR,
     ReduceLROnPlateau,
-    StepLR,
 )
 
 from headrace.errors import OptionError, StateError
 from headrace.sized import length_of
 from headrace.train.guards.finding import Finding
+from headrace.train.schedules import made_for, rate_left, swings
 
 _NOTHING_LEFT = 1e-7  # of the learning rate: smaller steps than float32 can tell from none
 
@@ -49,61 +47,105 @@ def check_scheduler(scheduler: Any, optimizer: Optimizer) -> None:
         )
 
 
+def steps_taken(scheduler: Any) -> int | None:
+    """Return how often a scheduler was stepped; None where it does not count."""
+    found: int | None = getattr(scheduler, "last_epoch", None)  # ChainedScheduler has none
+    return found
+
+
 def steps_of_epoch(loader: Any, accumulate: int) -> int | None:
     """Return the optimizer's steps in an epoch, None where the loader does not know its length."""
     batches = length_of(loader)
     return None if batches is None else -(-batches // accumulate)
 
 
-def check_duration(scheduler: Any, every: str, steps: int | None, epochs: int) -> Finding | None:
-    """Return whether a schedule is over, or at nothing, before the training is.
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    Attributes:
+        every: "step" or "epoch", after which the scheduler is stepped.
+        steps: of the optimizer in an epoch; None where that is not known.
+        epochs: of the training.
+        accumulate: batches for each step.
+        before: steps of the scheduler before the training.
+        total: steps of the scheduler, where they are known from its end.
+    """
+
+    every: str
+    steps: int | None
+    epochs: int
+    accumulate: int = 1
+    before: int = 0
+    total: int | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Steps of the scheduler at the end; None where that is not known."""
+        if self.total is not None:
+            return self.total
+        if self.every == "epoch":
+            return self.before + self.epochs
+        return None if self.steps is None else self.before + self.epochs * self.steps
+
+    def taken(self, total: int) -> Length:
+        """Return the length of a training that is over."""
+        return replace(self, total=total)
+
+    def __str__(self) -> str:
+        if self.total is not None:
+            return f"the training had {self.total:,} steps"
+        if self.every == "epoch":
+            return f"the training has {self.epochs:,} epochs"
+        batches = f" of {self.accumulate} batches each" if self.accumulate > 1 else ""
+        return f"the training has {self.epochs:,} epochs of {self.steps:,} steps{batches}"
+
+
+def check_duration(scheduler: Any, length: Length) -> Finding | None:
+    """Return whether a schedule is over, or at nothing, before the training is, or long after it.
 
     Args:
         scheduler: of the training, or None.
-        every: "step" or "epoch", after which it is stepped.
-        steps: of the optimizer in an epoch; None where that is not known.
-        epochs: of the training.
+        length: of the training.
     """
-    if steps is None and every == "step":
+    count = length.count
+    if scheduler is None or count is None or isinstance(scheduler, ReduceLROnPlateau):
         return None
-    count = epochs if every == "epoch" else epochs * (steps or 0)
-    came = f"the training has {epochs:,} epochs of {steps:,} steps" if steps else ""
+    name, made = type(scheduler).__name__, made_for(scheduler)
+    stepped = f"{name} is stepped after each {_AFTER[length.every]}, and {length}"
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < count:
         text = (
             f"OneCycleLR is made for {scheduler.total_steps:,} steps, and will be stepped "
             f"{count:,} times: torch ends the training with an error there. Write "
             f"OneCycleLR(..., total_steps={count})."
         )
-    elif every == "epoch":
-        return None
-    elif isinstance(scheduler, CosineAnnealingLR) and scheduler.T_max <= epochs < count:
+    elif made is not None and made.steps * _NEARLY > count:
         text = (
-            f"CosineAnnealingLR(T_max={scheduler.T_max}) is stepped after each step of the "
-            f"optimizer, and {came}: the learning rate would swing up and down. Write "
-            f"Trainer(..., schedule_every='epoch'), or T_max={count}."
+            f"{name} is made for {made.steps:,} steps ({made.option}={made.value}), and is stepped "
+            f"{count:,} times: {length}. So the learning rate never comes to where the schedule "
+            f"leads. Count steps of the optimizer, not batches, and write {made.line(count)}."
         )
-    elif _left(scheduler, count) < _NOTHING_LEFT:
+    elif length.every == "epoch":
+        return None
+    elif swings(scheduler) and made is not None and made.steps <= length.epochs < count:
         text = (
-            f"{type(scheduler).__name__} is stepped after each step of the optimizer, and {came}: "
-            f"at its end the learning rate would be {_left(scheduler, count):.0e} of what it was. "
-            f"Write Trainer(..., schedule_every='epoch') if it counts epochs."
+            f"{name}({made.option}={made.value}) is stepped after each step of the optimizer, and "
+            f"{length}: the learning rate would swing up and down. Write Trainer(..., "
+            f"schedule_every='epoch'), or {made.line(count)}."
+        )
+    elif (left := rate_left(scheduler, count)) < _NOTHING_LEFT:
+        line = "" if made is None else f", or {made.line(count)} if it counts steps"
+        text = (
+            f"{stepped}: at its end the learning rate would be {left:.0e} of what it was. "
+            f"Write Trainer(..., schedule_every='epoch') if it counts epochs{line}."
         )
     else:
         return None
     return Finding("schedule", text)
 
 
-def _left(scheduler: Any, count: int) -> float:
-    """Return what part of the learning rate is left after ``count`` steps of a scheduler."""
-    if isinstance(scheduler, ExponentialLR):
-        falls = count
-    elif isinstance(scheduler, StepLR):
-        falls = count // scheduler.step_size
-    elif isinstance(scheduler, MultiStepLR):
-        falls = sum(times for step, times in scheduler.milestones.items() if step <= count)
-    else:
-        return 1.0
-    return float(scheduler.gamma) ** falls
+_AFTER = {"step": "step of the optimizer", "epoch": "epoch"}
+_NEARLY = 0.95  # of a schedule: what is left of it then is next to nothing
 
 
 def load_schedule(scheduler: Any, state: dict[str, Any], where: str) -> None:
@@ -121,3 +163,12 @@ def load_schedule(scheduler: Any, state: dict[str, Any], where: str) -> None:
                 f"or begin with its weights (model.safetensors) in another checkpoint_dir."
             )
     scheduler.load_state_dict(state)
+
+
+def not_compared(loss: float) -> Finding:
+    """Return the finding for a loss that ReduceLROnPlateau is not given."""
+    return Finding(
+        "plateau",
+        f"ReduceLROnPlateau is not stepped where the loss is {loss}: nothing is better or worse "
+        f"than that. Mend what makes it.",
+    )

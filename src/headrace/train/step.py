@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import TrainingError
-from headrace.train.batch import Weight, call_model, parts_of, samples_of, to_device
-from headrace.train.checks import check_loader
+from headrace.train.batch import OwnWeight, Weight, call_model, parts_of, samples_of, to_device
+from headrace.train.checks import check_loader, no_batch
 from headrace.train.devices import device_of
 
 
@@ -74,13 +74,19 @@ def train_epoch(
     device = device_of(device, "train_epoch")
     total: Any = 0.0
     weights: Any = 0.0
+    batches = 0
+    weight = weight if weight is samples_of else OwnWeight(weight)
     for batch in loader:
+        batches += 1
         share = weight(batch)
         loss = step(to_device(batch, device))
         if loss is None:
             raise TrainingError("step returned None. Let it end with: return loss.")
-        total = total + (loss.detach().double() if isinstance(loss, Tensor) else loss) * share
+        mean = loss.detach().double() if isinstance(loss, Tensor) else loss
+        if not isinstance(share, Tensor) and not share:
+            continue  # the mean over none may be no number
+        total = total + mean * share
         weights = weights + share
     if not weights:
-        raise TrainingError("the loader gave no batch: there is nothing to train on.")
+        raise no_batch("the loader", loader, batches, "train on")
     return float(total / weights)

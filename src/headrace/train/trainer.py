@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from headrace.errors import OptionError, StateError, TrainingError
+from headrace.errors import OptionError, TrainingError
 from headrace.extras import import_extra
-from headrace.train.batch import Weight, forward_any, to_device, weight_of
+from headrace.train.batch import OwnWeight, Weight, forward_any, to_device, weight_of
 from headrace.train.checkpoint import Checkpoints
 from headrace.train.checks import (
     check_again,
     check_callbacks,
+    check_class_weights,
     check_clip_norm,
     check_loader,
     check_loss_module,
@@ -36,7 +38,14 @@ from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
 from headrace.train.ranks import Ranks
-from headrace.train.schedule import check_duration, check_scheduler, load_schedule, steps_of_epoch
+from headrace.train.schedule import (
+    Length,
+    check_duration,
+    check_scheduler,
+    steps_of_epoch,
+    steps_taken,
+)
+from headrace.train.states import load_states, states_of
 from headrace.train.update import Step, Updater
 
 
@@ -130,6 +139,7 @@ class Trainer:
         progress: bool | Literal["auto"] = "auto",
     ) -> None:
         check_training(model, loss_fn, optimizer, step)
+        check_class_weights(loss_fn)
         assert optimizer is not None
         check_scheduler(scheduler, optimizer)
         if step is not None and metrics is not None:
@@ -146,7 +156,7 @@ class Trainer:
         self.ranks = Ranks(fabric.global_rank, fabric.world_size)
         self.device = fabric.device
         self.model = model
-        self.weight = weight or weight_of(loss_fn)
+        self.weight = weight_of(loss_fn) if weight is None else OwnWeight(weight)
         counts = self.weight  # of metrics, where class weights are none of their business
         if weight is None and getattr(loss_fn, "weight", None) is not None:
             counts = weight_of(loss_fn, class_weights=False)
@@ -178,7 +188,14 @@ class Trainer:
             ranks=self.ranks,
         )
         found = Metrics(metrics, self.device, loss_fn)
-        self._evaluation = Evaluation(self.updater, found, self.weight, counts, self.ranks)
+        self._evaluation = Evaluation(
+            self.updater,
+            found,
+            weight=self.weight,
+            counts=counts,
+            ranks=self.ranks,
+            guards=self.guards,
+        )
         self._callbacks = check_callbacks(callbacks)
         self._logger = _logger(logger)
 
@@ -235,12 +252,19 @@ class Trainer:
             self.ranks.check_divided(val_loader, "val_loader")
         self.guards.before_fit(train_loader, val_loader)
         steps = steps_of_epoch(train_loader, self.accumulate)
-        schedule = check_duration(self.updater.scheduler, self.schedule_every, steps, epochs)
-        self.guards.report(schedule)
+        length = Length(self.schedule_every, steps, epochs, self.accumulate)
+        scheduler = self.updater.scheduler
+        if scheduler is not None and checkpoints is None:
+            length = replace(length, before=steps_taken(scheduler) or 0)
+        self.guards.report(check_duration(scheduler, length))
         self.stopping = False
         try:
             with mode(self.model, training=True):
-                return Fit(self, train_loader, val_loader, plan).run()
+                history = Fit(self, train_loader, val_loader, plan).run()
+            taken = None if scheduler is None else steps_taken(scheduler)
+            if length.count is None and taken is not None and not self.stopping:
+                self.guards.report(check_duration(scheduler, length.taken(taken)))
+            return history
         finally:
             self.guards.after_fit()
 
@@ -334,19 +358,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all but the model: part of a checkpoint."""
-        scheduler = self.updater.scheduler
-        return {
-            "kinds": self._kinds(),
-            "loss_fn": {} if self.loss_module is None else self.loss_module.state_dict(),
-            "optimizer": self.updater.optimizer.state_dict(),
-            "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "precision": self.updater.precision.state_dict(),
-            "callbacks": [c.state_dict() for c in self._callbacks if hasattr(c, "state_dict")],
-        }
-
-    def _kinds(self) -> dict[str, str]:
-        parts = {"optimizer": self.updater.optimizer, "scheduler": self.updater.scheduler}
-        return {name: "no" if p is None else type(p).__name__ for name, p in parts.items()}
+        return states_of(self.updater, self.loss_module, self._callbacks)
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Put them back.
@@ -354,29 +366,7 @@ class Trainer:
         Raises:
             StateError: they do not fit.
         """
-        callbacks = [c for c in self._callbacks if hasattr(c, "load_state_dict")]
-        now = {**self._kinds(), "callbacks that have a state": len(callbacks)}
-        before = {**state["kinds"], "callbacks that have a state": len(state["callbacks"])}
-        for name, kind in before.items():
-            if now[name] != kind:
-                raise StateError(
-                    f"the checkpoint {path} was written with {kind} {name}, and this Trainer has "
-                    f"{now[name]} {name}. Make it as it was, or give another checkpoint_dir."
-                )
-        try:
-            if self.loss_module is not None:
-                self.loss_module.load_state_dict(state["loss_fn"])
-            self.updater.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise StateError(
-                f"the checkpoint {path} does not fit this optimizer or loss: {error}"
-            ) from error
-        if self.updater.scheduler is not None:
-            load_schedule(self.updater.scheduler, state["scheduler"], f"the checkpoint {path}")
-        if state["precision"]:
-            self.updater.precision.load_state_dict(state["precision"])
-        for callback, saved in zip(callbacks, state["callbacks"], strict=True):
-            callback.load_state_dict(saved)
+        load_states(self.updater, self.loss_module, self._callbacks, state, path)
 
 
 _CPU = torch.device("cpu")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from headrace.errors import TrainingError
-from headrace.train.batch import Weight, call_model, explain_dtype, inputs_of, parts_of, to_device
+from headrace.train.batch import Weight, call_model, inputs_of, parts_of, to_device
 from headrace.train.devices import leave_group_at_exit
+from headrace.train.explain import explain_inputs, explain_targets
 from headrace.train.guards import Guards
 from headrace.train.oom_split import OnOom, OomSplit
 from headrace.train.ranks import Ranks
@@ -76,6 +77,15 @@ class Updater:
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
 
+    def moved(self, batch: Any) -> Any:
+        """Return a batch on the device; its targets are looked at before.
+
+        Raises:
+            TrainingError: they hold class numbers that the model does not have.
+        """
+        self._guards.before_move(batch, self.device)
+        return to_device(batch, self.device)
+
     def loss_of(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any, Any]:
         """Return the loss of a batch on the device, the outputs and the targets.
 
@@ -88,15 +98,19 @@ class Updater:
                 with self._guards.watch_loss():
                     try:
                         loss = self._step(model, batch)
-                    except RuntimeError as error:
-                        explain_dtype(error, model, inputs_of(batch))
+                    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                        explain_inputs(error, model, inputs_of(batch))
                         raise
             else:
                 inputs, targets = parts_of(batch)
                 outputs = call_model(model, inputs)
                 assert self._loss_fn is not None
                 with self._guards.watch_loss(outputs, targets):
-                    loss = self._loss_fn(outputs, targets)
+                    try:
+                        loss = self._loss_fn(outputs, targets)
+                    except (RuntimeError, ValueError, TypeError) as error:
+                        explain_targets(error, outputs, targets)
+                        raise
         if not isinstance(loss, Tensor) or loss.ndim:
             what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TrainingError(
@@ -117,9 +131,12 @@ class Updater:
             everywhere: every rank has a batch in its group.
 
         Returns:
-            this rank's part of the mean loss: over all ranks they add up to it.
+            this rank's part of the mean loss: over all ranks they add up to it. Where the batches
+            count nothing, NaN, and there are no gradients.
         """
         self.optimizer.zero_grad()
+        if counts_nothing(total):  # all targets are ignored: the mean over none is not a number
+            return torch.full((), torch.nan, device=self.device)
 
         def attempt(batches: list[Any]) -> Tensor:
             shares = weights if batches is group else [self._weight(batch) for batch in batches]
@@ -138,16 +155,20 @@ class Updater:
         model = self._wrapped if everywhere else self.model
         undo = self._ranks.size if everywhere else 1
         if len(batches) == 1 and self._ranks.size == 1:  # its share is 1: to the bit
-            loss = self.loss_of(model, to_device(batches[0], self.device))[0]
+            loss = self.loss_of(model, self.moved(batches[0]))[0]
             self._differentiate(loss)
             return loss.detach() / total if self.summed else loss.detach()
         loss_sum = torch.zeros((), device=self.device)
         for place, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            if self._ranks.size == 1 and counts_nothing(weight):
+                continue
             with self._gradients_stay(everywhere and place + 1 < len(batches)):
-                loss = self.loss_of(model, to_device(batch, self.device))[0]
-                part = loss if self.summed else loss * (weight / total)
+                loss = self.loss_of(model, self.moved(batch))[0]
+                part = loss if self.summed else counted(loss * (weight / total), weight)
                 self._differentiate(part * undo if undo > 1 else part)
             loss_sum = loss_sum + part.detach()
+        if isinstance(total, Tensor):
+            loss_sum = torch.where(total == 0, torch.nan, loss_sum)
         return loss_sum / total if self.summed else loss_sum
 
     def _differentiate(self, loss: Tensor) -> None:
@@ -183,6 +204,18 @@ class Updater:
         scaler.update()
         # A fused optimizer is always called and skips by itself: the scale shows that it did.
         return scaler.get_scale() >= before if inside else self._stepped
+
+
+def counts_nothing(weight: Any) -> bool:
+    """Say whether a weight is 0, as far as the host knows."""
+    return not isinstance(weight, Tensor) and not weight
+
+
+def counted(part: Tensor, weight: Any) -> Tensor:
+    """Return a part of a mean loss; 0 where it weighs nothing, whatever the mean over none is."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, 0, part)
+    return part if weight else torch.where(torch.isnan(part), 0, part)
 
 
 def _give_up_wrapper(updater: Updater | None) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Self
 
+import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from headrace.oom import is_out_of_memory
+from headrace.train.guards.classes import ClassNumbers
+from headrace.train.guards.evaluation import WatchEvaluation, WatchNothing
 from headrace.train.guards.finding import Finding, tell
 from headrace.train.guards.loaders import (
     check_validation,
@@ -20,7 +23,7 @@ from headrace.train.guards.loaders import (
     foretell_batch_norm,
     waited_s,
 )
-from headrace.train.guards.losses import NAMES, check_difference, check_loss_call
+from headrace.train.guards.losses import CLASSES, NAMES, check_difference, check_loss_call
 from headrace.train.guards.nonfinite import describe_ignored, describe_source, name_of
 from headrace.train.guards.parameters import (
     check_nonfinite_gradients,
@@ -66,6 +69,7 @@ class Guards:
         self._told_without = False
         self._hooks: list[Any] = []
         self._waited: float | None = None
+        self._classes = ClassNumbers()
 
     @classmethod
     def off(cls) -> Self:
@@ -81,7 +85,8 @@ class Guards:
 
     def _tell(self, finding: Finding | None) -> None:
         if finding is not None and finding.kind not in self._told:
-            self._told.add(finding.kind)
+            if not finding.is_error:
+                self._told.add(finding.kind)  # an error is one each time
             tell(finding)
 
     def before_fit(self, train_loader: Any, val_loader: Any = None) -> None:
@@ -116,7 +121,27 @@ class Guards:
         self._batches -= 1
         if not self._batches:
             self.after_fit()
-        return _Watch(self._model, self._tell, outputs, targets)
+        return _Watch(self, outputs, targets)
+
+    def before_move(self, batch: Any, device: torch.device) -> None:
+        """Look at the class numbers of a batch before it goes to a device.
+
+        Raises:
+            TrainingError: one is out of range.
+        """
+        if self.on:
+            self._tell(self._classes.check(batch, device))
+
+    def watch_evaluation(self, loader: Any) -> WatchEvaluation | WatchNothing:
+        """Return what looks at the losses of an evaluation."""
+        if not self.on:
+            return WatchNothing()
+
+        def describe(batch: Any, indices: Any) -> str:
+            rows = None if indices is None else [indices]
+            return describe_source(self._model, [batch], rows, self._forward)
+
+        return WatchEvaluation(loader, describe, self._tell)
 
     def after_backward(
         self,
@@ -245,23 +270,16 @@ class _Explain:
         if not isinstance(error, (IndexError, ValueError, RuntimeError)) or guards._loss_fn is None:
             return
         if not is_out_of_memory(error):
-            with _Watch(guards._model, guards._tell, *self._pair), suppress(type(error)):
+            with _Watch(guards, *self._pair), suppress(type(error)):
                 guards._loss_fn(*self._pair)
 
 
 class _Watch(TorchFunctionMode):
     """Sees the calls of torch's loss functions, and of a difference of outputs and targets."""
 
-    def __init__(
-        self,
-        model: nn.Module | None,
-        tell_of: Callable[[Finding | None], None],
-        outputs: Any,
-        targets: Any,
-    ) -> None:
+    def __init__(self, guards: Guards, outputs: Any, targets: Any) -> None:
         super().__init__()
-        self._model, self._tell_of = model, tell_of
-        self._pair = (outputs, targets)
+        self._guards, self._pair = guards, (outputs, targets)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -269,8 +287,11 @@ class _Watch(TorchFunctionMode):
         options = kwargs or {}
         if func in NAMES:
             pair = dict(zip(("input", "target"), args, strict=False)) | options
-            found = check_loss_call(func, pair["input"], pair["target"], options, self._model)
-            self._tell_of(found)
+            model = self._guards._model
+            found = check_loss_call(func, pair["input"], pair["target"], options, model)
+            self._guards._tell(found)
+            if func in CLASSES and pair["target"] is self._pair[1]:
+                self._guards._classes.learn(func, pair["input"], options.get("ignore_index", -100))
         elif getattr(func, "__name__", "") in ("sub", "rsub", "__rsub__", "subtract"):
             self._look_at_difference(args)
         return func(*args, **options)
@@ -280,4 +301,4 @@ class _Watch(TorchFunctionMode):
         if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or len(args) < 2:
             return
         if {id(args[0]), id(args[1])} == {id(outputs), id(targets)}:
-            self._tell_of(check_difference(outputs, targets))
+            self._guards._tell(check_difference(outputs, targets))

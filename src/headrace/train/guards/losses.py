@@ -25,7 +25,7 @@ NAMES: dict[Callable[..., Any], str] = {
     functional.cross_entropy: "CrossEntropyLoss",
     functional.nll_loss: "NLLLoss",
 }
-_CLASSES = {functional.cross_entropy, functional.nll_loss}
+CLASSES = {functional.cross_entropy, functional.nll_loss}
 _STRICT_TYPES = {functional.binary_cross_entropy, functional.huber_loss}
 
 # What does not change the values of a tensor on their way to the loss.
@@ -52,7 +52,7 @@ def check_loss_call(
         return None
     if outputs.is_nested or targets.is_nested or not outputs.numel() or not targets.numel():
         return None
-    if function in _CLASSES:
+    if function in CLASSES:
         return (
             _class_targets(function, outputs, targets, options.get("ignore_index", -100))
             or _probabilities(function, outputs.detach(), final_op(outputs), model)
@@ -145,8 +145,10 @@ def _number_targets(
     name = NAMES[function]
     strict = function in _STRICT_TYPES
     whole = not targets.is_floating_point() and (strict or name.startswith("BCE"))
-    double = targets.dtype == torch.float64 and outputs.dtype == torch.float32 and strict
-    if not (whole or double):
+    other = targets.is_floating_point() and targets.dtype != torch.float32
+    other = other and outputs.dtype == torch.float32 and strict
+    no_minus = targets.dtype == torch.bool and name == "L1Loss"
+    if not (whole or other or no_minus):
         return None
     return Finding(
         "target type",
@@ -272,6 +274,18 @@ def _class_shape(
             f"loss_fn = lambda outputs, targets: nn.{name}()(outputs.movedim(-1, 1), targets)"
         )
     return None  # torch's own error says what does not fit
+
+
+def class_range(
+    function: Callable[..., Any], targets: Tensor, classes: int, ignored: int
+) -> Finding | None:
+    """Return whether class numbers are out of range; quickly where they are not."""
+    if not targets.numel():
+        return None
+    low, high = (int(value) for value in torch.aminmax(targets))
+    if low >= 0 and high < classes:
+        return None
+    return _class_values(NAMES[function], targets, classes, ignored)
 
 
 def _class_values(name: str, targets: Tensor, classes: int, ignored: int) -> Finding | None:

@@ -9,9 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.errors import format_path
-from headrace.train.batch import samples_of, weight_of
-from headrace.train.guards.finding import listing
+from headrace.errors import TrainingError, format_path
+from headrace.train.batch import (
+    CountTargets,
+    OwnWeight,
+    Weight,
+    parts_of,
+    weight_of,
+)
+from headrace.train.guards.finding import Finding, listing
 from headrace.train.guards.parameters import nonfinite_parameters
 
 _MOST_ROWS = 5
@@ -24,15 +30,58 @@ def name_of(value: float) -> str:
 
 
 def describe_ignored(loss_fn: Any, group: list[Any] | None) -> str | None:
-    """Return what to do about a batch whose targets are all ignored, None if there is none."""
+    """Return what to do about a step whose targets are all ignored, None if they are not.
+
+    Where the loss does not say what it ignores, targets that are all one number below 0 are taken
+    to be marks for that.
+    """
     weight = weight_of(loss_fn)
-    if weight is samples_of or not any(not weight(batch) for batch in group or []):
+    if isinstance(weight, CountTargets):
+        if not group or any(weight(batch) for batch in group):
+            return None
+        return f"All targets of the step are {weight.ignored} and so left out: {_MEAN_OF_NONE}"
+    for batch in group or []:
+        mark = _only_target(batch)
+        if mark is not None and mark < 0:
+            return (
+                f"All targets of a batch are {mark}, which mostly marks what is left out: "
+                f"{_MEAN_OF_NONE} Or say what counts: Trainer(..., weight=lambda batch: (batch[1] "
+                f"!= {mark}).sum())."
+            )
+    return None
+
+
+_MEAN_OF_NONE = (
+    "the mean over none of them is not a number. Leave samples without targets out of the dataset, "
+    "or write a larger batch_size."
+)
+
+
+def nothing_counts(weight: Weight, step: int) -> Finding:
+    """Return the finding for a step whose batches weigh 0 in all."""
+    if isinstance(weight, OwnWeight):
+        return Finding(
+            "weight",
+            f"weight= gave 0 for all batches of step {step:,}: nothing is learnt from them. Leave "
+            f"them out of the dataset, or let it return what the mean loss divides by.",
+        )
+    text = f"the loss is nan at step {step:,}. "
+    if isinstance(weight, CountTargets):
+        text += f"All targets of the step are {weight.ignored} and so left out: {_MEAN_OF_NONE}"
+    else:
+        text += "Its batches have no samples: look at the batch sampler, or the collate function."
+    return Finding("loss", text, is_error=True)
+
+
+def _only_target(batch: Any) -> int | None:
+    try:
+        targets = parts_of(batch)[1]
+    except TrainingError:
         return None
-    ignored = getattr(loss_fn, "ignore_index", -100)
-    return (
-        f"All targets of a batch are {ignored} and so left out: the mean over none of them is not "
-        f"a number. Leave samples without targets out of the dataset, or write a larger batch_size."
-    )
+    if not isinstance(targets, Tensor) or not targets.numel() or targets.is_floating_point():
+        return None
+    low, high = torch.aminmax(targets)
+    return int(low) if low == high else None
 
 
 def describe_source(
