@@ -150,9 +150,9 @@ def test_every_optimizer_goes_on_to_the_same_bit(tmp_path, optimizer):
 
 
 SCHEDULERS = [
-    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 2, 7], 0.5),
+    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 2, 4], 0.5),
     lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 4),
-    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False),
+    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, 3, cycle_momentum=False),
     lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: 0.9**n),
     lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
     lambda o: torch.optim.lr_scheduler.SequentialLR(

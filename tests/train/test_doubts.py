@@ -105,7 +105,7 @@ SCHEDULES = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 20),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [10, 20]),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 20),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 10),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 20),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.CosineAnnealingLR(o, 18)], [2]
     ),

@@ -33,7 +33,6 @@ _OPTIONS: dict[type, str] = {
     torch_schedulers.ConstantLR: "total_iters",
     torch_schedulers.PolynomialLR: "total_iters",
     torch_schedulers.StepLR: "step_size",
-    torch_schedulers.CyclicLR: "total_size",
     SWALR: "anneal_epochs",
 }
 
@@ -44,20 +43,32 @@ def made_for(scheduler: Any) -> MadeFor | None:
         if isinstance(scheduler, kind) and getattr(scheduler, option, None) is not None:
             value = getattr(scheduler, option)
             return MadeFor(int(value), option, value)
-    if isinstance(scheduler, torch_schedulers.MultiStepLR) and scheduler.milestones:
-        milestones = sorted(scheduler.milestones.elements())
-        return MadeFor(milestones[-1], "milestones", milestones)
-    if isinstance(scheduler, torch_schedulers.LambdaLR):
-        return _of_lambdas(scheduler)
-    if isinstance(scheduler, torch_schedulers.ChainedScheduler):
-        found = [made for part in scheduler._schedulers if (made := made_for(part)) is not None]
-        return max(found, key=lambda made: made.steps, default=None)
-    if isinstance(scheduler, torch_schedulers.SequentialLR):
-        before = scheduler._milestones[-1]
-        last = made_for(scheduler._schedulers[-1])
-        steps = before + (0 if last is None else last.steps)
-        return MadeFor(steps, "milestones", list(scheduler._milestones))
+    for kind, find in _FOUND.items():
+        if isinstance(scheduler, kind):
+            return find(scheduler)
     return None
+
+
+def _of_milestones(scheduler: Any) -> MadeFor | None:
+    milestones = sorted(scheduler.milestones.elements())
+    return MadeFor(milestones[-1], "milestones", milestones) if milestones else None
+
+
+def _of_a_cycle(scheduler: Any) -> MadeFor:
+    up = round(scheduler.total_size * scheduler.step_ratio)
+    return MadeFor(up, "step_size_up", up)
+
+
+def _of_a_chain(scheduler: Any) -> MadeFor | None:
+    found = [made for part in scheduler._schedulers if (made := made_for(part)) is not None]
+    return max(found, key=lambda made: made.steps, default=None)
+
+
+def _of_a_sequence(scheduler: Any) -> MadeFor:
+    before = scheduler._milestones[-1]
+    last = made_for(scheduler._schedulers[-1])
+    steps = before + (0 if last is None else last.steps)
+    return MadeFor(steps, "milestones", list(scheduler._milestones))
 
 
 def _of_lambdas(scheduler: Any) -> MadeFor | None:
@@ -67,6 +78,15 @@ def _of_lambdas(scheduler: Any) -> MadeFor | None:
         if isinstance(steps, int):
             return MadeFor(steps, "num_training_steps", steps)
     return None
+
+
+_FOUND: dict[type, Callable[[Any], MadeFor | None]] = {
+    torch_schedulers.CyclicLR: _of_a_cycle,
+    torch_schedulers.MultiStepLR: _of_milestones,
+    torch_schedulers.LambdaLR: _of_lambdas,
+    torch_schedulers.ChainedScheduler: _of_a_chain,
+    torch_schedulers.SequentialLR: _of_a_sequence,
+}
 
 
 def swings(scheduler: Any) -> bool:
