@@ -14,6 +14,7 @@ import headrace
 from headrace.cli.bench import bench
 from headrace.cli.problems import CannotGoOn, WrongUse, complain, one_line_errors
 from headrace.cli.program import Program, split
+from headrace.cli.shards import shards
 from headrace.cli.values import number_option
 from headrace.errors import OptionError
 
@@ -155,9 +156,9 @@ def peek(  # noqa: PLR0917 - typer's
 ) -> None:
     """Show what a loader would give of a source: shapes, types, ranges, classes, samples.
 
-    Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .txt and .jsonl files (text and tables
-    also .gz and .zst), directories of images by class, MNIST and CIFAR directories, and datasets
-    of your own.
+    Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .tar, .txt and .jsonl files (text and
+    tables also .gz and .zst), directories of images by class or of shards, MNIST and CIFAR
+    directories, and datasets of your own.
     """
     with one_line_errors("headrace peek"):
         from headrace.cli.peek import run_peek
@@ -231,4 +232,5 @@ def _workers(text: str | None) -> int | str | None:
         raise WrongUse(f"--workers must be a whole number or auto, not {text!r}") from None
 
 
+app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")

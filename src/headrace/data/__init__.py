@@ -24,7 +24,7 @@ from headrace.data.images import (
     ImageDecoder,
     ImageFolder,
 )
-from headrace.data.shards import TarDataset
+from headrace.data.shards import TarDataset, write_shards
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
@@ -72,4 +72,5 @@ __all__ = [
     "columns",
     "random_split",
     "stratified_split",
+    "write_shards",
 ]

@@ -155,9 +155,10 @@ def _plain(value: Any) -> Any:
             kind = str(value.dtype).removeprefix("torch.")
             return f"{kind} {tuple(value.shape)}"
         return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return f"{len(value):,} bytes" if isinstance(value, bytes) else repr(value)
 
 
 def _image(sample: Any, names: Sequence[str] | None) -> tuple[object, str] | None:

@@ -24,10 +24,10 @@ from headrace.errors import (
 _LOOKED_AT = 10_000  # entries of a directory, to find what is in it
 
 _KINDS = (
-    ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .txt, "
-    ".jsonl (these two also .gz and .zst), "
-    "a directory of Parquet files, of one directory of images for each class, or with MNIST or "
-    "CIFAR in it, or module:callable"
+    ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .tar, "
+    ".txt, .jsonl (these two also .gz and .zst), "
+    "a directory of Parquet files, of tar shards, of one directory of images for each class, "
+    "or with MNIST or CIFAR in it, or module:callable"
 )
 
 
@@ -139,6 +139,7 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
             ".npy": lambda: data.ArrayDataset.from_npy(path),
             ".npz": lambda: data.ArrayDataset.from_npz(path),
             ".safetensors": lambda: data.ArrayDataset.from_safetensors(path),
+            ".tar": partial(_shards, path),
             ".txt": lambda: data.TextLines(path),
             ".jsonl": lambda: data.JSONLines(path),
             ".ndjson": lambda: data.JSONLines(path),
@@ -182,6 +183,25 @@ def _table(kind: Callable[..., Any], path: str, **options: Any) -> Opened:
         return Opened(dataset, str(error), 'missing=float("nan")')
 
 
+def _shards(*paths: str) -> Opened:
+    """Open shards: as they are, or with what keeps a loader from it left out."""
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("", {}),
+        ("decode=False", {"decode": False}),
+        ('on_error="skip"', {"on_error": "skip"}),
+        ('on_error="skip", decode=False', {"on_error": "skip", "decode": False}),
+    ]
+    first: Exception | None = None
+    for said, way in ways:
+        try:
+            dataset = data.TarDataset(paths, **way)
+        except SourceError as error:
+            first = first or error
+        else:
+            return Opened(dataset, None if first is None else str(first), said)
+    raise first or SourceError(paths[0])
+
+
 def _of_directory(path: str) -> Callable[[], Any]:
     for place in (path, os.path.dirname(os.path.abspath(path))):
         for name, kind in _IN_DIRECTORIES.items():
@@ -190,6 +210,8 @@ def _of_directory(path: str) -> Callable[[], Any]:
                 return lambda: kind(place)
     if any(p.suffix == ".parquet" for p in islice(Path(path).rglob("*"), _LOOKED_AT)):
         return partial(_table, data.ParquetDataset, path)
+    if any(name.endswith(".tar") for name in os.listdir(path)[:_LOOKED_AT]):
+        return partial(_shards, path)
     return partial(_images, path)
 
 
