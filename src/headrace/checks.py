@@ -9,6 +9,8 @@ import numpy as np
 from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data import SequentialSampler
 
+from headrace.carried import alone
+from headrace.collate import numpy_collate
 from headrace.errors import OptionError, OptionTypeError
 from headrace.sampling.planned import PlannedBatchSampler
 
@@ -47,6 +49,15 @@ def seed_of(value: Any) -> Any:
     if value is not None and not hasattr(value, "__index__"):
         raise OptionError(f"seed={value!r} is no integer. Write DataLoader(..., seed=0).")
     return value
+
+
+def check_arrays(collate: Any, device: Any) -> None:
+    """Raise where arrays are asked for on a device of torch's."""
+    if device is not None and alone(collate) is numpy_collate:
+        raise OptionError(
+            f"device={device!r} takes tensors there, and numpy_collate makes none. Leave device= "
+            f"out and write jax.device_put(batch), or leave collate_fn= out."
+        )
 
 
 def check_indexable(dataset: Any) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 from headrace.carried import Carrier, takes_up, warn_of_lost
 from headrace.checks import (
     batch_size_error,
+    check_arrays,
     check_indexable,
     check_orderable,
     check_sampler,
@@ -194,6 +195,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
         target_device(device)  # raises where there is none
+        check_arrays(collate_fn, device)
         self._device = device
         self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
         self.on_error = one_of("on_error", on_error, ("raise", "skip"))

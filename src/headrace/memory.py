@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 
@@ -20,6 +21,11 @@ class Lender(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised CPU tensor of this shape on lent memory."""
+
+    def empty_array(
+        self, shape: Sequence[int], dtype: np.dtype[Any]
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return an uninitialised array of this shape on lent memory."""
 
 
 class _Current(threading.local):
@@ -46,6 +52,14 @@ def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> tor
     if lender is None:
         return torch.empty(sizes, dtype=dtype, device="cpu")
     return lender.empty(sizes, dtype)
+
+
+def alloc_array(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an uninitialised NumPy array for a batch, on leased memory where there is some."""
+    lender = _current.lender
+    if lender is None or dtype.hasobject:  # what lies in lent memory is not counted by Python
+        return np.empty(tuple(shape), dtype)
+    return lender.empty_array(shape, dtype)
 
 
 def is_made_in_place(size_bytes: int) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.engine import wire
+from headrace.engine import cargo
 from headrace.engine.lease import size_class
 from headrace.engine.shared import LEASE_BYTES, Home, Imports, WorkerPool, map_shared
 
@@ -36,11 +36,11 @@ class Lending(RuleBasedStateMachine):
         self.pool = WorkerPool([])
 
     def cross(self, batch: Any) -> Any:
-        data, buffers, kept = wire.pack(batch, self.pool)
+        data, buffers, kept = cargo.pack(batch, self.pool)
         for key, size, descriptor in self.pool.unsent:
             self.imports.add(key, size, descriptor)
         self.pool.unsent.clear()
-        arrived = wire.unpack((data, buffers), self.imports)
+        arrived = cargo.unpack((data, buffers), self.imports)
         self.imports.forget(self.pool.forgotten)
         self.pool.forgotten.clear()
         del kept

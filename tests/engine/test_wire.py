@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from headrace import DataLoader
-from headrace.engine import wire
+from headrace.engine import cargo, wire
 from headrace.engine.shared import LEASE_BYTES, Home, Imports, WorkerPool
 from headrace.tree import leaves
 from oracle import as_bytes, assert_same
@@ -43,12 +43,12 @@ class Way:
         self.receive = wire.Receiver(self.far)
 
     def cross(self, batch: Any) -> Any:
-        data, buffers, kept = wire.pack(batch, self.pool)
+        data, buffers, kept = cargo.pack(batch, self.pool)
         del batch
         self.deliver_buffers()
         packed = pickle.loads(pickle.dumps((data, buffers), 5))
         del kept
-        return wire.unpack(packed, self.imports)
+        return cargo.unpack(packed, self.imports)
 
     def deliver_buffers(self) -> None:
         while self.pool.unsent:
@@ -345,6 +345,32 @@ class TestSharing:
         assert way.pool.created == 1
         assert len({tensor.untyped_storage().data_ptr() for tensor in arrived}) == 1
 
+    @pytest.mark.parametrize("kind", ["float32", "M8[s]", "S8", "i4,f8"])
+    def test_arrays_on_a_lease_go_without_a_copy(self, way: Way, kind: str) -> None:
+        whole = way.pool.empty_array((100, 1000), np.dtype(kind))
+        whole.view(np.uint8).fill(7)
+        there = way.cross({"whole": whole, "front": whole[:50]})
+        assert way.pool.created == 1
+        assert np.shares_memory(there["whole"], there["front"])
+        assert there["whole"].tobytes() == whole.tobytes()
+        assert (there["front"].dtype, there["front"].shape) == (whole.dtype, (50, 1000))
+        assert there["whole"].flags.writeable
+
+    def test_read_only_arrays_on_a_lease_stay_so(self, way: Way) -> None:
+        array = way.pool.empty_array((100, 1000), np.dtype(np.float32))
+        array.flags.writeable = False
+        assert not way.cross(array).flags.writeable
+
+    def test_an_array_sent_again_is_a_copy_while_the_user_has_the_first(self, way: Way) -> None:
+        kept = way.pool.empty_array((100, 1000), np.dtype(np.float32))
+        kept.fill(1)
+        first = way.cross(kept)
+        first += 1
+        kept.fill(5)
+        second = way.cross(kept)
+        assert not np.shares_memory(first, second)
+        assert (second == 5).all()
+
     def test_a_lease_through_numpy_in_pieces(self, way: Way) -> None:
         whole = way.pool.empty(LARGE, torch.float32).normal_()
         front = torch.from_numpy(whole.numpy()[:50])
@@ -524,4 +550,4 @@ def test_a_batch_larger_than_the_files_it_may_open() -> None:
 def test_torch_keeps_no_sparse_tensor_that_was_unpacked() -> None:
     samples = [torch.eye(3).to_sparse() for _ in range(4)]
     assert len(list(DataLoader(samples, batch_size=None, num_workers=1))) == 4  # type: ignore[arg-type]
-    assert len(wire._sparse_kept()) == 0  # else torch.load() would go through them, and warn
+    assert len(cargo._sparse_kept()) == 0  # else torch.load() would go through them, and warn

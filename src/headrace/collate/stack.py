@@ -1,16 +1,14 @@
 """The default collation: torch's result, written into leases, with errors that say where.
 
 The rules are those of ``torch.utils.data.default_collate`` (2.13): tensors and arrays are stacked,
-numbers become tensors, strings stay, mappings, sequences and named tuples are walked. Where a user
-has changed ``default_collate_fn_map``, torch's own function is called.
+numbers become tensors, strings stay. Where a user has changed ``default_collate_fn_map``, torch's
+own function is called.
 """
 
 from __future__ import annotations
 
-import copy
 from array import array
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
-from numbers import Number
+from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any
 
@@ -19,15 +17,10 @@ import torch
 from torch.utils.data import _utils
 from torch.utils.data import default_collate as torch_default_collate
 
-from headrace.errors import (
-    CollateError,
-    MissingKeyError,
-    MixedKindsError,
-    NotCollatableError,
-    ShapeMismatchError,
-)
+from headrace.collate.walk import Handler, Leaves, collate_at, collate_leaves
+from headrace.errors import NotCollatableError, ShapeMismatchError
 from headrace.memory import alloc, is_made_in_place
-from headrace.tree import TORCH_DTYPES, is_namedtuple
+from headrace.tree import TORCH_DTYPES
 
 _torch_map = _utils.collate.default_collate_fn_map
 _torch_map_as_shipped = dict(_torch_map)
@@ -51,8 +44,8 @@ def default_collate(batch: Sequence[Any]) -> Any:
     if _torch_map != _torch_map_as_shipped:
         return torch_default_collate(batch)  # type: ignore[arg-type]
     if type(batch) is Prestacked:
-        return batch.collate()
-    return _collate(batch)
+        return batch.collate(_TENSORS)
+    return collate_leaves(batch, _TENSORS)
 
 
 class Prestacked(list[tuple[Any, ...]]):
@@ -68,12 +61,18 @@ class Prestacked(list[tuple[Any, ...]]):
         self._samples = tuple(samples)
         self._stacked = stacked
 
-    def collate(self) -> Any:
-        """Return the batch; the samples that are there now count, if somebody changed the list."""
+    def collate(self, leaves: Leaves, convert: Callable[[torch.Tensor], Any] | None = None) -> Any:
+        """Return the batch, its other columns made by ``leaves``; ``convert`` is for the stacked.
+
+        The samples that are there now count, if somebody changed the list.
+        """
         if len(self) != len(self._samples) or not all(map(is_, self, self._samples)):
-            return _collate(self)
+            return collate_leaves(self, leaves)
+        stacked = self._stacked
+        if convert is not None:
+            stacked = {place: convert(column) for place, column in stacked.items()}
         return [
-            self._stacked[place] if place in self._stacked else _at(place, column)
+            stacked[place] if place in stacked else collate_at(place, column, leaves)
             for place, column in enumerate(zip(*self, strict=True))
         ]
 
@@ -82,168 +81,6 @@ def is_default(collate: Callable[[Any], Any]) -> bool:
     """Say whether ``collate`` is the default collation, unchanged by the user."""
     known = collate is torch_default_collate or collate is default_collate
     return known and _torch_map == _torch_map_as_shipped
-
-
-def _collate(batch: Sequence[Any]) -> Any:
-    try:
-        first = batch[0]
-        kind = type(first)
-        handler = _LEAVES.get(kind)
-        if handler is not None:
-            return handler(batch)
-        if kind is tuple or kind is list:
-            return _collate_sequence(batch, first)
-        for base, handle in _LEAVES_BY_BASE:
-            if isinstance(first, base):
-                return handle(batch)
-        if isinstance(first, Mapping):
-            return _collate_mapping(batch, first)
-        if is_namedtuple(first):
-            return kind(*_collate_columns(batch, first, first._fields))
-        if isinstance(first, Sequence):
-            return _collate_sequence(batch, first)
-    except CollateError:
-        raise
-    except (TypeError, RuntimeError) as error:
-        _check_alike(batch, f"{error}: ")
-        raise
-    raise NotCollatableError(
-        f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
-        f"found {kind}",
-        _remedy(first),
-        (0,),
-    )
-
-
-def _check_alike(batch: Sequence[Any], said: str = "") -> None:
-    """Raise for samples of different kinds."""
-    for position, sample in enumerate(batch):
-        if sample is None:
-            problem = f"{said}None makes no batch"
-            raise MixedKindsError(problem, _remedy(None), (position,)) from None
-    first = batch[0]
-    for position, sample in enumerate(batch):
-        if not _is_alike(first, sample):
-            raise MixedKindsError(
-                f"{said}samples of the types {type(first).__name__} and {type(sample).__name__} "
-                f"make no batch",
-                "Return the same structure for every index.",
-                (0, position),
-            ) from None
-
-
-def _is_alike(one: Any, other: Any) -> bool:
-    """Say whether torch takes both for the same kind of thing."""
-    if isinstance(one, type(other)) or isinstance(other, type(one)):
-        return True
-    return any(isinstance(one, k) and isinstance(other, k) for k in (Number, Mapping, Sequence))
-
-
-def _remedy(sample: Any) -> str:
-    """Return what to write where a sample, or a part of one, makes no batch."""
-    if sample is None:
-        return (
-            "Where there is no sample, raise an exception in __getitem__ and write "
-            "DataLoader(..., on_error='skip'), or filter the samples in a collate_fn=."
-        )
-    if type(sample).__module__.partition(".")[0] == "PIL":
-        return (
-            "End the transform with torchvision's v2.ToImage() or transforms.ToTensor(), or write "
-            "ImageFolder(..., decode='tensor'). For a Hugging Face dataset, write "
-            "TableDataset(dataset), whose images are tensors."
-        )
-    if type(sample).__module__ in ("datetime", "decimal", "_decimal", "_pydatetime"):
-        return (
-            "Return a number, such as value.timestamp() or float(value). For a Hugging Face "
-            "dataset, write TableDataset(dataset), where dates and decimals are numbers."
-        )
-    return "Return one of those from the dataset, or give the loader a collate_fn=."
-
-
-def _at(key: Hashable, samples: Sequence[Any]) -> Any:
-    """Collate one column, and put its key at the front of the path of what fails."""
-    try:
-        return _collate(samples)
-    except CollateError as error:
-        error.path = (key, *error.path)
-        raise
-
-
-def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any]) -> Any:
-    # As many keys, and every key of the first: the same keys. (A defaultdict would invent them.)
-    alike = len(set(map(type, batch))) == 1 and set(map(len, batch)) == {len(first)}
-    if not alike or type(first) is not dict:
-        alike = all(isinstance(s, Mapping) and s.keys() == first.keys() for s in batch)
-    if not alike:
-        raise _key_error(batch, first)
-    try:
-        samples = {key: [sample[key] for sample in batch] for key in first}
-    except KeyError:
-        raise _key_error(batch, first) from None
-    columns = {key: _at(key, column) for key, column in samples.items()}
-    if type(first) is dict:
-        return columns
-    try:
-        if isinstance(first, MutableMapping):
-            clone = copy.copy(first)
-            clone.update(columns)
-            return clone
-        return type(first)(columns)  # type: ignore[call-arg]
-    except TypeError:
-        return columns
-
-
-def _key_error(batch: Sequence[Any], first: Mapping[Any, Any]) -> CollateError:
-    """Return what to raise for samples that do not all have the first one's keys."""
-    _check_alike(batch)
-    for position, sample in enumerate(batch):
-        missing = [key for key in first if key not in sample]
-        extra = [key for key in sample if key not in first]
-        if not missing and not extra:
-            continue
-        key, owner, other = (missing[0], 0, position) if missing else (extra[0], position, 0)
-        return MissingKeyError(
-            f"the key {key!r} is in sample {owner} of the batch, but not in sample {other}",
-            f"Return every key for every index, with a value that stands for nothing: "
-            f"sample.setdefault({key!r}, ...).",
-            (other,),
-        )
-    raise AssertionError("the samples' keys are alike")
-
-
-def _collate_sequence(batch: Sequence[Any], first: Sequence[Any]) -> Any:
-    columns = _collate_columns(batch, first, range(len(first)))
-    if isinstance(first, tuple) or type(first) is list:
-        return columns  # a tuple becomes a list, as in torch
-    try:
-        if isinstance(first, MutableSequence):
-            clone = copy.copy(first)
-            for place, column in enumerate(columns):
-                clone[place] = column
-            return clone
-        return type(first)(columns)  # type: ignore[call-arg]
-    except TypeError:
-        return columns
-
-
-def _collate_columns(
-    batch: Sequence[Any], first: Sequence[Any], keys: Sequence[Hashable]
-) -> list[Any]:
-    try:
-        columns = list(zip(*batch, strict=True))
-    except ValueError:
-        raise _widths_differ(batch, len(first)) from None
-    return [_at(key, column) for key, column in zip(keys, columns, strict=True)]
-
-
-def _widths_differ(batch: Sequence[Any], width: int) -> ShapeMismatchError:
-    position, sample = next((n, s) for n, s in enumerate(batch) if len(s) != width)
-    return ShapeMismatchError(
-        f"each element in list of batch should be of equal size, but sample 0 has {width} "
-        f"entries and sample {position} has {len(sample)}",
-        "Return as many for every index, or give a collate_fn=.",
-        (0, position),
-    )
 
 
 def _stack_tensors(batch: Sequence[Any]) -> torch.Tensor:
@@ -361,7 +198,7 @@ def _unchanged(batch: Sequence[Any]) -> Sequence[Any]:
     return batch
 
 
-_LEAVES: dict[type, Callable[[Sequence[Any]], Any]] = {
+_BY_TYPE: dict[type, Handler] = {
     torch.Tensor: _stack_tensors,
     np.ndarray: _stack_arrays,
     float: _floats,
@@ -370,7 +207,7 @@ _LEAVES: dict[type, Callable[[Sequence[Any]], Any]] = {
     bytes: _unchanged,
 }
 # The order in which torch asks isinstance: np.float64 is a float too, and is a NumPy number first.
-_LEAVES_BY_BASE: tuple[tuple[Any, Callable[[Sequence[Any]], Any]], ...] = (
+_BY_BASE: tuple[tuple[Any, Handler], ...] = (
     (torch.Tensor, _stack_tensors),
     (np.ndarray, _stack_arrays),
     ((np.bool_, np.number, np.object_), _as_tensor),
@@ -379,3 +216,4 @@ _LEAVES_BY_BASE: tuple[tuple[Any, Callable[[Sequence[Any]], Any]], ...] = (
     (str, _unchanged),
     (bytes, _unchanged),
 )
+_TENSORS = Leaves("default_collate", _BY_TYPE, _BY_BASE)

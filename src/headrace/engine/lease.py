@@ -203,6 +203,15 @@ class Pool:
             return torch.empty(tuple(shape), dtype=dtype)
         return as_tensor(self.lend(size_bytes)[:size_bytes], shape, dtype)
 
+    def empty_array(
+        self, shape: Sequence[int], dtype: np.dtype[Any]
+    ) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return an uninitialised array, on a lease if it is large."""
+        size_bytes = math.prod(shape) * dtype.itemsize
+        if size_bytes < self.small_bytes:
+            return np.empty(tuple(shape), dtype)
+        return self.lend(size_bytes)[:size_bytes].view(dtype).reshape(tuple(shape))
+
     def is_mine(self) -> bool:
         """Say whether this process made the pool: a forked child must not lend its memory."""
         return os.getpid() == self._pid

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from typing import Any
 
-from headrace.engine import wire
+from headrace.engine import cargo, wire
 from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.backends.crew import (
     Worker,
@@ -408,7 +408,7 @@ class ProcessBackend(Backend):
 
 def _unpacked(done: Done, worker: Worker) -> Done | Failed:
     try:
-        return done._replace(batch=wire.unpack(done.batch, worker.imports))
+        return done._replace(batch=cargo.unpack(done.batch, worker.imports))
     except Exception as error:  # a batch class that cannot be put together again here
         return Failed(done.step, error)
 

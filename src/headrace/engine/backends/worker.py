@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data._utils import worker as torch_worker
 
-from headrace.engine import wire
+from headrace.engine import cargo, wire
 from headrace.engine.backends.ending import flush
 from headrace.engine.lease import Memory
 from headrace.engine.making.fetch import Fetcher, Recipe
@@ -203,7 +203,7 @@ class _Worker:
         kept: Any = None
         if isinstance(result, Done):
             try:
-                data, buffers, kept = wire.pack(result.batch, self._pool)
+                data, buffers, kept = cargo.pack(result.batch, self._pool)
                 result = result._replace(batch=(data, buffers))
             except Exception as error:
                 result = Failed(result.step, error)

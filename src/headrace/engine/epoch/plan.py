@@ -207,11 +207,12 @@ class Plan:
         gatherer = recipe.gatherer() if recipe.transform is None else None
         if gatherer is None:
             return None
+        arrays = recipe.makes_arrays
         if limit is None:
-            return BlockGather(gatherer, self._pool, self._counters)
+            return BlockGather(gatherer, self._pool, self._counters, arrays=arrays)
         blocks = 1 + AHEAD if self._options.in_workers else 1
         block_bytes = min(BLOCK_BYTES, limit // blocks)
-        return BlockGather(gatherer, self._pool, self._counters, block_bytes)
+        return BlockGather(gatherer, self._pool, self._counters, block_bytes, arrays)
 
     def _blocks_ahead(self, order: Order) -> int:
         """Return the blocks that may wait: one batch is the least, whatever it weighs."""

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import default_collate as torch_default_collate
 from torch.utils.data import default_convert as torch_default_convert
 
+from headrace.collate import numpy_collate
 from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import find_gatherer
@@ -30,11 +31,11 @@ from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample,
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import lend_from, lender_here, lending
 from headrace.rng import Seeding, begin_task, end_task, task_here
-from headrace.tree import size_bytes
+from headrace.tree import NUMPY_DTYPES, leaves, size_bytes
 
 # Datasets and functions whose code is known and draws no random numbers.
 _QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
-_QUIET_COLLATES = (torch_default_collate, torch_default_convert, default_collate)
+_QUIET_COLLATES = (torch_default_collate, torch_default_convert, default_collate, numpy_collate)
 
 _MOST_IN_A_ROW = 10_000  # an iterator that raises for ever
 
@@ -69,9 +70,20 @@ class Recipe:
 
     def gatherer(self) -> Gatherer | None:
         """Return the gatherer of a dataset of columns, where nothing but it makes the batch."""
-        if self.iterable or not self.auto_collation or not is_default(self.collate):
+        if self.iterable or not self.auto_collation:
             return None
-        return find_gatherer(self.dataset)
+        if not self.makes_arrays and not is_default(self.collate):
+            return None
+        gatherer = find_gatherer(self.dataset)
+        if gatherer is None or not self.makes_arrays:
+            return gatherer
+        known = all(leaf.dtype in NUMPY_DTYPES for leaf in leaves(gatherer.spec))
+        return gatherer if known else None  # the collation says what NumPy has nothing for
+
+    @property
+    def makes_arrays(self) -> bool:
+        """Whether batches are of NumPy arrays, not of tensors."""
+        return self.collate is numpy_collate
 
 
 class _AroundUserCode:
@@ -140,7 +152,9 @@ class Fetcher:
         if not self._recipe.iterable:
             gatherer = self._recipe.gatherer()
             if gatherer is not None:
-                self._gather = BlockGather(gatherer, self._pool, Counters())
+                self._gather = BlockGather(
+                    gatherer, self._pool, Counters(), arrays=self._recipe.makes_arrays
+                )
             return
         dataset = self._recipe.dataset
         if state is not None:

@@ -41,10 +41,15 @@ class Block(NamedTuple):
 
 
 class BlockGather:
-    """Gathers index arrays into leased blocks and cuts them into batches."""
+    """Gathers index arrays into leased blocks and cuts them into batches, of tensors or arrays."""
 
     def __init__(
-        self, gatherer: Gatherer, pool: Pool, counters: Counters, block_bytes: int = BLOCK_BYTES
+        self,
+        gatherer: Gatherer,
+        pool: Pool,
+        counters: Counters,
+        block_bytes: int = BLOCK_BYTES,
+        arrays: bool = False,
     ) -> None:
         self.counters = counters
         self._gatherer = gatherer
@@ -52,6 +57,7 @@ class BlockGather:
         self._watched = gatherer.watched or ()
         self._only_when_due = gatherer.watched is None
         self._assemble = assembler(gatherer.spec)
+        self._finish = [_as_is if arrays else _to_torch(leaf) for leaf in self._leaves]
         self._pool = pool
         self._block_bytes = block_bytes
         self._sample_bytes = sum(leaf.size_bytes for leaf in self._leaves)
@@ -204,8 +210,8 @@ class BlockGather:
         out = [self._rows(leaf, rows) for leaf in self._leaves]
         self._gatherer.gather(indices[:rows], out)
         columns = [
-            map(_to_torch(leaf), array.reshape(count, batch_size, *leaf.shape))
-            for leaf, array in zip(self._leaves, out, strict=True)
+            map(finish, array.reshape(count, batch_size, *leaf.shape))
+            for finish, leaf, array in zip(self._finish, self._leaves, out, strict=True)
         ]
         batches = map(self._assemble, zip(*columns, strict=True))
         return Block(batches, batch_size, version, self.counters.clock() - started)
@@ -249,6 +255,10 @@ def _refill(spec: Any, tensors: Iterator[torch.Tensor]) -> Any:
         return {key: _refill(part, tensors) for key, part in spec.items()}
     parts = [_refill(part, tensors) for part in spec]
     return type(spec)(*parts) if is_namedtuple(spec) else parts
+
+
+def _as_is(array: Array) -> Array:
+    return array
 
 
 def _to_torch(leaf: Leaf) -> Callable[[Array], torch.Tensor]:
