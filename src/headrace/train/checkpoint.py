@@ -7,10 +7,14 @@
         ├── model.safetensors    the model's state dict, for any program that reads safetensors
         ├── state.safetensors    the tensors of everything else: optimizer, random states
         ├── state.json           all that is not a tensor
-        └── checksums.json       of the three others
+        └── checksums.json       of the three others, and which run wrote them
 
 A checkpoint is written under another name, flushed to the disk and renamed: who is killed at any
 moment leaves the one before. One whose checksums do not fit is passed over.
+
+One program at a time writes to a folder (``writer.lock``, see `headrace.locks`). A run has an
+identity, which goes on where it is resumed. It removes its own checkpoints only, and none but
+damaged ones may lie before it: so one that is behind, whatever became of its lock, does no harm.
 """
 
 from __future__ import annotations
@@ -21,39 +25,47 @@ import re
 import shutil
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from headrace.errors import StateError
+from headrace.errors import InUseError, StateError
 from headrace.extras import import_extra
+from headrace.locks import Lock, take
 from headrace.train.storable import TensorStore, decode, encode
 
 _VERSION = 1
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _UNFINISHED = ".unfinished-"
 _FILES = ("model.safetensors", "state.safetensors", "state.json")
+LOCK = "writer.lock"  # in every folder that a training writes to
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says what the system said
 
 
 class Checkpoints:
-    """The checkpoints of one training run in one folder, the last ``keep`` of them.
+    """The checkpoints in one folder, of which one run writes some.
 
     Args:
         folder: made if it is not there.
-        keep: how many to keep.
+        keep: how many of the run to keep.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.abspath(folder))  # the same one if the program changes directory
+        self.run = os.urandom(8).hex()
         self._keep = keep
+        self._lock: Lock | None = None
+        self._damaged: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [(m, m.string) for p in self.folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-        return [name for _, name in sorted(((int(m[1]), int(m[2])), name) for m, name in found)]
+        found = [p.name for p in self.folder.iterdir() if _NAME.fullmatch(p.name)]
+        return sorted(found, key=_place_of)
 
     def newest(self) -> str | None:
         """Return the name of the newest checkpoint that is whole; warn of those that are not."""
@@ -61,16 +73,64 @@ class Checkpoints:
             problem = damage(self.folder / name)
             if problem is None:
                 return name
+            if not (self.folder / name).exists():
+                return self.newest()  # another program has just written one and removed this
             warnings.warn(
                 f"the checkpoint {self.folder / name} is damaged ({problem}) and is passed over.",
                 stacklevel=2,
             )
         return None
 
-    def save(
-        self, step: int, epoch: int, model: dict[str, Any], state: dict[str, Any]
-    ) -> Path | None:
-        """Write a checkpoint and forget those that are too old.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the one program that writes to the folder, for as long as the block lasts.
+
+        Raises:
+            InUseError: another one does.
+            OSError: the folder cannot be made, or not be written to.
+        """
+        if self._lock is not None:
+            if not self._lock.is_held():
+                self._take_again(self._lock)
+            yield
+            return
+        self._lock = self._take()
+        try:
+            yield
+        finally:
+            lock, self._lock = self._lock, None
+            lock.release()
+
+    def _take(self) -> Lock:
+        with _told(self.folder, "this is where checkpoints are written"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return take(
+                self.folder / LOCK,
+                f"the checkpoint folder {self.folder}",
+                f"Wait for its end, or write fit(..., checkpoint_dir='{self.folder}-2').",
+            )
+
+    def _take_again(self, lost: Lock) -> None:
+        """Hold a folder again that was removed or taken meanwhile, if nobody else holds it."""
+        other = lost.lost_to()
+        if other is not None:
+            raise InUseError(
+                f"the checkpoint folder {self.folder} was taken over by {other} while this program "
+                f"was stopped or cut off. It goes on there; end this one."
+            )
+        lost.release()
+        self._lock = self._take()
+
+    def begin(self) -> str | None:
+        """Clean up, and return the newest whole checkpoint: who goes on from it is its run."""
+        self.clean()
+        name = self.newest()
+        if name is not None:
+            self.run = run_of(self.folder / name) or self.run
+        return name
+
+    def save(self, step: int, epoch: int, model: dict[str, Any], state: dict[str, Any]) -> Path:
+        """Write a checkpoint and forget those of this run that are too old.
 
         Args:
             step: steps of the optimizer so far.
@@ -79,48 +139,122 @@ class Checkpoints:
             state: everything else, nested.
 
         Returns:
-            where it lies; None if it was there already.
+            where it lies.
 
         Raises:
-            StateError: something that a checkpoint has no form for.
+            StateError: something that a checkpoint has no form for; or the folder holds this step
+                already, or a later one.
+            InUseError: another program writes to the folder.
+            OSError: the disk is full, or the folder cannot be written to.
         """
         name = f"step-{step:08d}-epoch-{epoch:03d}"
-        path = self.folder / name
-        if path.exists():
-            if damage(path) is None:
-                return None  # resuming came to the same place, with the same values
-            self._remove(path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        new = self.folder / f"{_UNFINISHED}{os.getpid()}-{name}"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        _write(new, model, state)
-        os.replace(new, path)
-        _flush(self.folder)
-        names = self.names()
-        place = names.index(name) + 1
-        for old in names[: max(0, place - self._keep)] + names[place:]:  # newer ones are damaged
-            self._remove(self.folder / old)
+        with self.held():
+            self._check_nothing_newer(name)
+            path, new = self.folder / name, self._unfinished(name)
+            try:
+                with _told(path, "the checkpoint was not written", self):
+                    new.mkdir()
+                    _write(new, model, state, self.run)
+                    if path.exists():  # damaged
+                        self._remove(path)
+                    os.replace(new, path)
+                    _flush(self.folder)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)
+                raise
+            self._damaged.discard(name)
+            with _told(path, "it is written, but older ones could not be removed", self):
+                for old in self._own_until(name)[: -self._keep]:
+                    self._remove(self.folder / old)
         return path
 
+    def _check_nothing_newer(self, name: str) -> None:
+        for other in reversed(self.names()):
+            path = self.folder / other
+            ours = run_of(path) == self.run
+            if _place_of(other) < (_place_of(name) if ours else (step_of(name), 0)):
+                continue
+            if other in self._damaged:
+                continue
+            if damage(path) is not None:
+                self._damaged.add(other)
+                continue
+            raise StateError(
+                f"{self.folder} holds {other}, written by "
+                f"{'another program that went on with this run' if ours else 'another run'}, and "
+                f"this one is at {name}: nothing was written. Go on from there with "
+                f"fit(..., resume='auto'), or write fit(..., checkpoint_dir='{self.folder}-2')."
+            )
+
+    def _own_until(self, name: str) -> list[str]:
+        """Return this run's checkpoints up to one; what comes behind it is damaged."""
+        until = [n for n in self.names() if _place_of(n) <= _place_of(name)]
+        return [n for n in until if run_of(self.folder / n) == self.run]
+
     def clean(self) -> None:
-        """Remove what killed processes left unfinished."""
-        if self.folder.is_dir():
-            for path in self.folder.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed processes left unfinished; nothing where another program writes."""
+        if not self.folder.is_dir() or not any(self.folder.glob(f"{_UNFINISHED}*")):
+            return
+        try:
+            with self.held():
+                for path in self.folder.glob(f"{_UNFINISHED}*"):
+                    shutil.rmtree(path, ignore_errors=True)
+        except InUseError:
+            return  # they may be of a program that lives
+
+    def _unfinished(self, name: str) -> Path:
+        return self.folder / f"{_UNFINISHED}{os.urandom(4).hex()}-{name}"
 
     def _remove(self, path: Path) -> None:
+        """Remove a checkpoint of this run; a damaged one that may be another's is put aside."""
+        if run_of(path) != self.run:
+            os.replace(path, path.with_name(f"damaged-{os.urandom(4).hex()}-{path.name}"))
+            return
         # Renamed first: killed while it removes the files, it leaves nothing that looks damaged.
-        doomed = path.with_name(f"{_UNFINISHED}{os.getpid()}-old-{path.name}")
+        doomed = self._unfinished(path.name)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def step_of(name: str) -> int:
-    """Return the steps of the optimizer before the checkpoint of that name."""
+@contextmanager
+def _told(path: Path, what: str, checkpoints: Checkpoints | None = None) -> Iterator[None]:
+    """Have an error of the system say the path, what became of it, and what is still whole."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        said = _OS_ERROR.search(str(error))
+        if number is None and said is not None:
+            number = int(said[1])
+        if number is None:
+            raise
+        text = f"{os.strerror(number)}; {what}"
+        if checkpoints is not None:
+            whole = [n for n in checkpoints.names() if damage(checkpoints.folder / n) is None]
+            text += f"; the newest whole one is {whole[-1]}" if whole else "; there is no other"
+            text += ". Make room, or let the folder be written to, and start the program again"
+            text += ": it goes on from there" if whole else ""
+        raise OSError(number, text, str(path)) from error
+
+
+def run_of(path: Path) -> str | None:
+    """Return the identity of the run that wrote a checkpoint; None where it does not say."""
+    try:
+        found = json.loads((path / "checksums.json").read_text(encoding="utf-8"))["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _place_of(name: str) -> tuple[int, int]:
     found = _NAME.fullmatch(name)
     assert found is not None
-    return int(found[1])
+    return int(found[1]), int(found[2])
+
+
+def step_of(name: str) -> int:
+    """Return the steps of the optimizer before the checkpoint of that name."""
+    return _place_of(name)[0]
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,7 +293,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def _write(folder: Path, model: dict[str, Any], state: dict[str, Any]) -> None:
+def _write(folder: Path, model: dict[str, Any], state: dict[str, Any], run: str) -> None:
     safetensors = import_extra("safetensors.torch", "train")
     weights, rest = TensorStore(), TensorStore()
     document = {
@@ -173,7 +307,7 @@ def _write(folder: Path, model: dict[str, Any], state: dict[str, Any]) -> None:
     safetensors.save_file(weights.tensors, folder / "model.safetensors")
     safetensors.save_file(rest.tensors, folder / "state.safetensors")
     (folder / "state.json").write_text(text, encoding="utf-8")
-    sums = {name: _checksum(folder / name) for name in _FILES}
+    sums = {"run": run, **{name: _checksum(folder / name) for name in _FILES}}
     (folder / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
     for name in (*_FILES, "checksums.json"):
         _flush(folder / name)

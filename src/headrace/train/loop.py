@@ -271,8 +271,7 @@ class Fit:
             state["history"] = self.history.state_dict()
             model = own_names(self.updater.model.state_dict())
             path = checkpoints.save(position.step, position.epoch, model, state)
-            if path is not None:
-                trainer.call("on_checkpoint", path)
+            trainer.call("on_checkpoint", path)
         self.ranks.wait()
         self.saved_at = time.monotonic()
 
@@ -313,8 +312,7 @@ class Fit:
             return
         name = ""
         if self.ranks.rank == 0:
-            checkpoints.clean()
-            name = checkpoints.newest() or ""
+            name = checkpoints.begin() or ""
         name = max(part.decode() for part in self.ranks.gather(name.encode()))  # rank 0's
         if not name:
             return

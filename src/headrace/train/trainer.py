@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from headrace.errors import OptionError, TrainingError
-from headrace.extras import import_extra
 from headrace.train.batch import OwnWeight, Weight, forward_any, to_device, weight_of
 from headrace.train.checkpoint import Checkpoints
 from headrace.train.checks import (
@@ -37,6 +36,7 @@ from headrace.train.metrics import Metrics
 from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
+from headrace.train.places import held, logger_of
 from headrace.train.ranks import Ranks
 from headrace.train.schedule import (
     Length,
@@ -197,7 +197,7 @@ class Trainer:
             guards=self.guards,
         )
         self._callbacks = check_callbacks(callbacks)
-        self._logger = _logger(logger)
+        self._logger, self._log_folder = logger_of(logger)
 
     def fit(
         self,
@@ -223,7 +223,7 @@ class Trainer:
             checkpoint_every_steps: write one every so many steps of the optimizer, instead of
                 after each epoch.
             checkpoint_every_s: the same in seconds.
-            keep: how many of them to keep.
+            keep: how many of them to keep; others than this run's own are never removed.
 
         Returns:
             the losses of all steps, and the values of all epochs.
@@ -231,7 +231,9 @@ class Trainer:
         Raises:
             OptionError: a value that cannot be, or a dataset where a loader is wanted.
             TrainingError: the training cannot be right, or went wrong; the text says what to do.
-            StateError: a checkpoint does not fit.
+            StateError: a checkpoint does not fit; or another run's is in the way.
+            InUseError: another program writes to ``checkpoint_dir``, or to the logger's folder.
+            OSError: a checkpoint cannot be written: the disk is full, the folder read-only.
             SystemExit: with code 143, after SIGTERM, once a checkpoint is written.
         """
         if resume not in ("auto", "never"):
@@ -259,7 +261,7 @@ class Trainer:
         self.guards.report(check_duration(scheduler, length))
         self.stopping = False
         try:
-            with mode(self.model, training=True):
+            with held(self.ranks, checkpoints, self._log_folder), mode(self.model, training=True):
                 history = Fit(self, train_loader, val_loader, plan).run()
             taken = None if scheduler is None else steps_taken(scheduler)
             if length.count is None and taken is not None and not self.stopping:
@@ -370,15 +372,3 @@ class Trainer:
 
 
 _CPU = torch.device("cpu")
-
-
-def _logger(logger: Any) -> Any:
-    if isinstance(logger, (str, os.PathLike)):
-        loggers = import_extra("lightning_fabric.loggers", "train")
-        return loggers.TensorBoardLogger(root_dir=logger, name="", version="")
-    if logger is not None and not hasattr(logger, "log_metrics"):
-        raise OptionError(
-            f"logger={logger!r} is neither a folder nor one of Lightning Fabric's loggers. Write "
-            f"Trainer(..., logger='runs/first') for TensorBoard."
-        )
-    return logger
