@@ -1,8 +1,13 @@
-"""What all tests share: the quiet fork of Python 3.11, in later versions too."""
+"""What all tests share: the quiet fork of Python 3.11, in later versions too; forked functions."""
 
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from processes import Forked
 
 if sys.version_info >= (3, 12):
     _fork = os.fork
@@ -14,3 +19,19 @@ if sys.version_info >= (3, 12):
             return _fork()
 
     os.fork = _quiet_fork
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[[Callable[[Forked], object]], Forked]]:
+    """Run a function in a process of its own, which ends with the test: see `Forked`."""
+    started: list[Forked] = []
+
+    def begin(function: Callable[[Forked], object]) -> Forked:
+        started.append(Forked(function))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        if one.exit_code is None:
+            one.kill()
+            one.end()

@@ -32,6 +32,7 @@ FLOORS = [
             "machine",
             "sized",
             "locks",
+            "written",
         },
     ),
     ("first", {"data", "sampling", "collate"}),

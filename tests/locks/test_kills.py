@@ -10,7 +10,7 @@ import pytest
 
 from headrace import InUseError
 from headrace.locks import take
-from locks.processes import Forked
+from processes import Forked
 
 PROCESSES = 4
 

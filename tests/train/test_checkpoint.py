@@ -254,8 +254,11 @@ def test_training_goes_on_from_the_whole_one_and_keeps_it(tmp_path, trained):
 def test_a_damaged_newer_one_does_not_push_out_the_whole_one(tmp_path, trained):
     folder = shutil.copytree(trained[0], tmp_path / "copy")
     (folder / "step-00000010-epoch-002" / "checksums.json").unlink()
-    Checkpoints(folder, 1).save(7, 1, {"w": torch.ones(1)}, {})
-    assert Checkpoints(folder, 1).names() == ["step-00000007-epoch-001"]
+    checkpoints = Checkpoints(folder, 1)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert checkpoints.begin() == "step-00000005-epoch-001"
+    checkpoints.save(7, 1, {"w": torch.ones(1)}, {})
+    assert checkpoints.names() == ["step-00000007-epoch-001"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -36,13 +36,13 @@ from headrace.errors import InUseError, StateError
 from headrace.extras import import_extra
 from headrace.locks import Lock, take
 from headrace.train.storable import TensorStore, decode, encode
+from headrace.written import told
 
 _VERSION = 1
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _UNFINISHED = ".unfinished-"
 _FILES = ("model.safetensors", "state.safetensors", "state.json")
 LOCK = "writer.lock"  # in every folder that a training writes to
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors says what the system said
 
 
 class Checkpoints:
@@ -58,7 +58,6 @@ class Checkpoints:
         self.run = os.urandom(8).hex()
         self._keep = keep
         self._lock: Lock | None = None
-        self._damaged: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints, oldest first."""
@@ -102,7 +101,7 @@ class Checkpoints:
             lock.release()
 
     def _take(self) -> Lock:
-        with _told(self.folder, "this is where checkpoints are written"):
+        with told(self.folder, "this is where checkpoints are written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             return take(
                 self.folder / LOCK,
@@ -149,35 +148,39 @@ class Checkpoints:
         """
         name = f"step-{step:08d}-epoch-{epoch:03d}"
         with self.held():
-            self._check_nothing_newer(name)
+            damaged = self._not_before(name)
             path, new = self.folder / name, self._unfinished(name)
             try:
-                with _told(path, "the checkpoint was not written", self):
+                with told(path, lambda: f"the checkpoint was not written; {self._whole()}"):
                     new.mkdir()
                     _write(new, model, state, self.run)
-                    if path.exists():  # damaged
-                        self._remove(path)
+                    for other in damaged:  # put aside: nobody knows whose they are
+                        aside = f"damaged-{os.urandom(4).hex()}-{other.name}"
+                        os.replace(other, self.folder / aside)
                     os.replace(new, path)
                     _flush(self.folder)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
-            self._damaged.discard(name)
-            with _told(path, "it is written, but older ones could not be removed", self):
-                for old in self._own_until(name)[: -self._keep]:
+            with told(path, lambda: f"older ones could not be removed; {self._whole()}"):
+                for old in self._own()[: -self._keep]:
                     self._remove(self.folder / old)
         return path
 
-    def _check_nothing_newer(self, name: str) -> None:
+    def _not_before(self, name: str) -> list[Path]:
+        """Return the damaged checkpoints that do not come before one.
+
+        Raises:
+            StateError: there is one that is whole.
+        """
+        found = []
         for other in reversed(self.names()):
             path = self.folder / other
             ours = run_of(path) == self.run
             if _place_of(other) < (_place_of(name) if ours else (step_of(name), 0)):
                 continue
-            if other in self._damaged:
-                continue
             if damage(path) is not None:
-                self._damaged.add(other)
+                found.append(path)
                 continue
             raise StateError(
                 f"{self.folder} holds {other}, written by "
@@ -185,11 +188,18 @@ class Checkpoints:
                 f"this one is at {name}: nothing was written. Go on from there with "
                 f"fit(..., resume='auto'), or write fit(..., checkpoint_dir='{self.folder}-2')."
             )
+        return found
 
-    def _own_until(self, name: str) -> list[str]:
-        """Return this run's checkpoints up to one; what comes behind it is damaged."""
-        until = [n for n in self.names() if _place_of(n) <= _place_of(name)]
-        return [n for n in until if run_of(self.folder / n) == self.run]
+    def _own(self) -> list[str]:
+        return [name for name in self.names() if run_of(self.folder / name) == self.run]
+
+    def _whole(self) -> str:
+        """Say which checkpoint there is to go on from."""
+        whole = [name for name in self.names() if damage(self.folder / name) is None]
+        text = "Make room, or let the folder be written to, and start the program again"
+        if not whole:
+            return f"there is no other. {text}."
+        return f"the newest whole one is {whole[-1]}. {text}: it goes on from there"
 
     def clean(self) -> None:
         """Remove what killed processes left unfinished; nothing where another program writes."""
@@ -206,35 +216,10 @@ class Checkpoints:
         return self.folder / f"{_UNFINISHED}{os.urandom(4).hex()}-{name}"
 
     def _remove(self, path: Path) -> None:
-        """Remove a checkpoint of this run; a damaged one that may be another's is put aside."""
-        if run_of(path) != self.run:
-            os.replace(path, path.with_name(f"damaged-{os.urandom(4).hex()}-{path.name}"))
-            return
         # Renamed first: killed while it removes the files, it leaves nothing that looks damaged.
         doomed = self._unfinished(path.name)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextmanager
-def _told(path: Path, what: str, checkpoints: Checkpoints | None = None) -> Iterator[None]:
-    """Have an error of the system say the path, what became of it, and what is still whole."""
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        said = _OS_ERROR.search(str(error))
-        if number is None and said is not None:
-            number = int(said[1])
-        if number is None:
-            raise
-        text = f"{os.strerror(number)}; {what}"
-        if checkpoints is not None:
-            whole = [n for n in checkpoints.names() if damage(checkpoints.folder / n) is None]
-            text += f"; the newest whole one is {whole[-1]}" if whole else "; there is no other"
-            text += ". Make room, or let the folder be written to, and start the program again"
-            text += ": it goes on from there" if whole else ""
-        raise OSError(number, text, str(path)) from error
 
 
 def run_of(path: Path) -> str | None:

@@ -3,9 +3,9 @@
 import os
 import select
 import signal
-import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class Forked:
@@ -24,10 +24,10 @@ class Forked:
                 function(self)
                 code = 0
             except BaseException as error:
-                traceback.print_exc()
                 self.say(f"{type(error).__name__}: {error}".replace("\n", " "))
+                with suppress(OSError):
+                    traceback.print_exc()
             finally:
-                sys.stderr.flush()
                 os._exit(code)
         os.close(out)
         os.close(inlet)
