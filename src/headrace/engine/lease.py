@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from headrace.engine import forks
 from headrace.tree import NUMPY_DTYPES
 
 HUGE_PAGE_BYTES = 2 << 20
@@ -94,7 +95,7 @@ class Memory:
             unlock: undoes that for an address; called before the buffer is unmapped.
         """
         if isinstance(self._keeper, _PageLock):
-            if not self._private or self._keeper.forks == _PageLock.forks_now:
+            if not self._private or self._keeper.forks == forks.count():
                 return True
             # A fork shares private pages until one side writes. Before Linux 5.9 that side could be
             # us: the device would go on reading the page that the child has now.
@@ -108,15 +109,13 @@ class Memory:
 class _PageLock:
     """Unlocks pages when it dies, and lets go of what unmaps them after that."""
 
-    forks_now = 0  # of this process
-
     def __init__(self, address: int, unlock: Callable[[int], object], keeper: object) -> None:
         self._address = address
         self._unlock = unlock
         self._keeper = keeper
         self._pid = os.getpid()
         self._getpid = os.getpid  # module globals may be gone when this is wanted
-        self.forks = _PageLock.forks_now
+        self.forks = forks.count()
 
     def release(self) -> object:
         """Unlock now; return what unmaps the pages."""
@@ -129,13 +128,6 @@ class _PageLock:
             self._unlock(self._address)
 
 
-def _after_fork_in_parent() -> None:
-    _PageLock.forks_now += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_after_fork_in_parent)
-
 # All buffers by their addresses, for who has but a tensor: NumPy's token is out of its reach.
 _memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
@@ -145,8 +137,10 @@ def memory_at(address: int) -> Memory | None:
     memory = _memories.get(address)
     if memory is not None:
         return memory
-    for memory in list(_memories.values()):  # some dozens: only slices of blocks come here
-        if 0 <= address - memory.address < len(memory):
+    # Some dozens: only slices of blocks come here. The list of references is made in one step.
+    for reference in _memories.valuerefs():
+        memory = reference()
+        if memory is not None and 0 <= address - memory.address < len(memory):
             return memory
     return None
 

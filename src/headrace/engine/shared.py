@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from headrace.engine import forks
 from headrace.engine.lease import Memory, Pool, make_token
 
 AVAILABLE = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
@@ -191,7 +192,7 @@ class Imports:
     def token(self, key: int) -> np.ndarray:
         """Lend a buffer to a batch; it is returned when the last array on it dies."""
         memory = self._memories[key]
-        memory.forks = self._home.forks
+        memory.forks = forks.count()
         return make_token(memory)
 
     def forget(self, keys: list[int]) -> None:
@@ -210,7 +211,7 @@ class Imports:
         retired: list[int] = []
         while self._returned:
             memory = self._returned.popleft()
-            if memory.forks == self._home.forks:
+            if memory.forks == forks.count():
                 free.append(memory.key)
             else:
                 retired.append(memory.key)
@@ -227,14 +228,17 @@ class Imports:
 
 
 class Home:
-    """What outlives workers: their buffers, and forks of the user's process."""
+    """What outlives workers: their buffers."""
 
     LIMIT = 64
 
     def __init__(self) -> None:
-        self.forks = 0
         self._stored: deque[Memory] = deque(maxlen=self.LIMIT)
-        _homes.add(self)
+
+    @property
+    def forks(self) -> int:
+        """A number that each fork of the user's process changes."""
+        return forks.count()
 
     def store(self, memory: Memory) -> None:
         """Keep a buffer for a worker to come."""
@@ -244,18 +248,6 @@ class Home:
         """Give what is stored to ``workers`` new workers, in equal shares."""
         stored, self._stored = list(self._stored), deque(maxlen=self.LIMIT)
         return [stored[worker::workers] for worker in range(workers)]
-
-
-_homes: weakref.WeakSet[Home] = weakref.WeakSet()
-
-
-def _after_fork_in_parent() -> None:
-    for home in list(_homes):
-        home.forks += 1
-
-
-if AVAILABLE:
-    os.register_at_fork(after_in_parent=_after_fork_in_parent)
 
 
 def _descriptor_error(error: OSError) -> OSError:

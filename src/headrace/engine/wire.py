@@ -21,7 +21,6 @@ import io
 import os
 import pickle
 import socket
-import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.engine.forks import Alive
 from headrace.engine.shared import WorkerPool
 
 RUN, REPLAY, EPOCH, STOP = "run", "replay", "epoch", "stop"
@@ -41,7 +41,7 @@ _DESCRIPTORS = 64  # a message, at most (the kernel allows 253)
 _IN_FILE = b"\0file"
 
 
-_open_ends: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+_open_ends: Alive[socket.socket] = Alive()
 
 
 class End(socket.socket):
@@ -70,13 +70,14 @@ def pair() -> tuple[socket.socket, socket.socket]:
     """Return the two ends of a message socket."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ends = End(fileno=mine.detach()), End(fileno=its.detach())
-    _open_ends.update(ends)
+    for end in ends:
+        _open_ends.add(end)
     return ends
 
 
 def close_inherited(*keep: socket.socket) -> None:
     """In a fork: close the ends that belong to others, or nobody would notice when they leave."""
-    for end in list(_open_ends):
+    for end in _open_ends:
         if end not in keep:
             end.close()
 

@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Protocol
+
+from headrace.engine.forks import Alive
 
 GRACE_S = 0.4
 
@@ -64,7 +65,7 @@ def _await_exit(pidfds: list[int], limit_s: float) -> None:
             left.discard(descriptor)
 
 
-backends: weakref.WeakSet[Ending] = weakref.WeakSet()
+backends: Alive[Ending] = Alive()
 _our_forks: set[int] = set()  # threads that are forking a worker
 _one_fork = threading.Lock()
 _exiting = False
@@ -117,7 +118,7 @@ def _after_fork_in_child() -> None:
     ours = threading.get_ident() in _our_forks
     _our_forks.clear()
     if not ours:
-        for backend in list(backends):
+        for backend in backends:
             backend.abandon()
 
 
