@@ -69,23 +69,24 @@ def pack(  # noqa: PLR0917 - typer's
 @shards.command(epilog="Example:  [bold]headrace shards index 'train/{000..146}.tar'[/]")
 def index(
     addresses: Annotated[
-        list[str], typer.Argument(help="Shards: paths, patterns, braces, directories.")
+        list[str], typer.Argument(help="Shards: paths, addresses, patterns, braces, directories.")
     ],
 ) -> None:
     """Write the index of each shard beside it, so that no program has to look for samples."""
     with one_line_errors("headrace shards index"):
         from headrace.data.progress import Progress
-        from headrace.data.shards.addresses import shard_paths
-        from headrace.data.shards.index import LocalIndex
+        from headrace.data.shards.addresses import find_shards
+        from headrace.data.shards.index import make_beside
+        from headrace.data.stores.remote import Stores
         from headrace.errors import HeadraceError
 
-        made = 0
+        made, stores = 0, Stores()
         try:
-            paths = shard_paths(addresses, ".tar")
-            with Progress("indexing shards", len(paths), "shards") as progress:
-                for path in paths:
-                    made += LocalIndex.beside(path)
+            found = find_shards(addresses, ".tar", stores)
+            with Progress("indexing shards", len(found), "shards") as progress:
+                for shard in found:
+                    made += make_beside(shard, stores)
                     progress.advance()
         except (HeadraceError, OSError) as error:
             raise CannotGoOn(str(error)) from error
-        print(f"{made:,} indexes written, {len(paths) - made:,} were there")
+        print(f"{made:,} indexes written, {len(found) - made:,} were there")

@@ -4,10 +4,16 @@ import subprocess
 
 import pytest
 
-from headrace.data.shards.addresses import shard_paths, written_out
+from headrace.data.shards.addresses import find_shards, written_out
+from headrace.data.stores.remote import Stores
 from headrace.errors import SourceError
 
 from .conftest import write_tar
+
+
+def shard_paths(addresses, ending):
+    return [place.address for place in find_shards(addresses, ending, Stores())]
+
 
 BRACES = [
     "{000..011}.tar",

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from headrace.data.images.walk import is_hidden
+from headrace.data.shards.places import Place
+from headrace.data.stores.remote import Object, Stores, is_remote, shown
 from headrace.data.text.known import not_there
 from headrace.errors import SourceError
 
@@ -21,27 +23,33 @@ _PATTERN = "*?["
 _AT_MOST = 1_000_000
 
 
-def shard_paths(addresses: Addresses, ending: str) -> list[str]:
-    """Return the paths of the shards that addresses name, in their order.
+def find_shards(addresses: Addresses, ending: str, stores: Stores) -> list[Place]:
+    """Return the places of the shards that addresses name, in their order.
 
     Args:
         addresses: one or several; in each, braces are written out as a shell writes them
             (``{000..146}``, ``{train,extra}``), a pattern (``*.tar``) is all that matches it and a
             directory all in it that ends with ``ending``, both sorted by name.
         ending: ".tar".
+        stores: reads those that are not on this machine.
 
     Raises:
         SourceError: no address, or one that names no shard.
-        OSError: there is no such file.
+        OSError: there is no such file, or a store refuses access or does not answer.
     """
     single = isinstance(addresses, (str, os.PathLike))
     given: Iterable[str | os.PathLike[str]] = [addresses] if single else addresses  # type: ignore
-    found = [
-        path
-        for address in given
-        for written in written_out(os.fspath(address))
-        for path in _local(written, ending)
-    ]
+    every = [written for address in given for written in written_out(os.fspath(address))]
+    looked_at = [a for a in every if is_remote(a) and a.endswith(ending) and not _is_pattern(a)]
+    known = iter(stores.look(looked_at) if looked_at else ())
+    found: list[Place] = []
+    for address in every:
+        if not is_remote(address):
+            found += map(Place.local, _local(address, ending))
+        elif address.endswith(ending) and not _is_pattern(address):
+            found.append(Place.remote(next(known)))
+        else:
+            found += map(Place.remote, _in_store(address, ending, stores))
     if not found:
         raise SourceError(
             f"there are no shards: the list of addresses is empty. Give it one, such as "
@@ -88,6 +96,39 @@ def _choices(inside: str, address: str) -> Iterable[str]:
     return [f"{number:0{width}d}" for number in range(first, last + down, down * step)]
 
 
+def _is_pattern(address: str) -> bool:
+    return any(mark in address for mark in _PATTERN)
+
+
+def _in_store(address: str, ending: str, stores: Stores) -> list[Object]:
+    """Return the objects that match a pattern, or that are right in a directory."""
+    if address.startswith("http"):
+        raise SourceError(
+            f"{shown(address)} is no address of a shard, and a web server does not list its files. "
+            f"Write the address of each: 'https://.../{{000..146}}{ending}'."
+        )
+    pattern = address if _is_pattern(address) else f"{glob.escape(address.rstrip('/'))}/*{ending}"
+    start = min((pattern.find(mark) for mark in _PATTERN if mark in pattern), default=len(pattern))
+    above = pattern[:start].rpartition("/")[0] if _is_pattern(address) else address.rstrip("/")
+    matches = re.compile(_as_expression(pattern)).fullmatch
+    found = [about for about in stores.below(above + "/") if matches(about.address)]
+    if not found:
+        raise SourceError(
+            f"nothing in the store matches {shown(address)} (shards end with {ending})."
+        )
+    return found
+
+
+def _as_expression(pattern: str) -> str:
+    """Return a pattern as a regular expression: a star is anything but a slash."""
+    parts = re.split(r"(\*\*/?|\*|\?|\[[^\]]+\])", pattern)
+    known = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        known.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        for part in parts
+    )
+
+
 def _local(address: str, ending: str) -> list[str]:
     path = os.path.expanduser(address.removeprefix("file://"))
     if os.path.isfile(path):
@@ -101,7 +142,7 @@ def _local(address: str, ending: str) -> list[str]:
                 f"directory of the shards, or a pattern such as '{path}/*/*{ending}'."
             )
         return found
-    if any(mark in path for mark in _PATTERN):
+    if _is_pattern(path):
         found = sorted(glob.glob(path, recursive=True))
         if not found:
             raise SourceError(f"no file matches {address}. Write a pattern that some match.")

@@ -22,7 +22,8 @@ import numpy as np
 
 from headrace.data.files import PathLike, Stamp, cache_path, written_whole
 from headrace.data.shards.headers import Fault, Members, Read, members_of
-from headrace.data.stores.local import LocalFile
+from headrace.data.shards.places import Place
+from headrace.data.stores.remote import Stores
 from headrace.errors import SourceError
 from headrace.notices import warn_user
 
@@ -33,6 +34,8 @@ BESIDE = ".index"  # behind the name of a shard: its index, made beforehand
 _VERSION = 1
 _HEADER = 8
 _LOOKED_AT_BYTES = 4_096  # the head of an index, as a rule
+_FIRST_BLOCK_BYTES = 64 << 10
+_LARGEST_BLOCK_BYTES = 8 << 20
 _MAGIC = 0x6472_6168_7372_6800 + _VERSION
 _MOST_SUFFIXES = 1 << 16
 
@@ -201,93 +204,145 @@ def _read_head(raw: Any) -> tuple[list[int], Summary, int]:
     return header, Summary(samples=header[3], **about), start
 
 
-class LocalIndex:
-    """Finds and makes the indexes of shards on this machine.
+class Indexes:
+    """Finds and makes the indexes of shards.
 
     An index is looked for beside its shard (``00.tar.index``), then in the cache directory; where
     neither is one of the shard as it is now, it is made and kept there. One beside the shard is of
     it where it names its size, and is no older: copies have times of their own.
     """
 
-    def __init__(self, cache_dir: PathLike | None) -> None:
+    def __init__(self, cache_dir: PathLike | None, stores: Stores) -> None:
         self._cache_dir = cache_dir
+        self._stores = stores
         self._in_memory: dict[str, bytes] = {}
 
-    def open(self, path: str, stamp: Stamp) -> ShardIndex:
+    def open(self, shard: Place) -> ShardIndex:
         """Return the index of a shard, mapped where it is kept in a file."""
-        for place in self._places(path, stamp):
+        for place in self._files(shard):
             with contextlib.suppress(OSError, ValueError), open(place, "rb") as file:
                 return ShardIndex(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return ShardIndex(self._made(path, stamp))
+        return ShardIndex(self._made(shard))
 
-    def summary(self, path: str, stamp: Stamp) -> Summary:
+    def summary(self, shard: Place) -> Summary:
         """Return what is known of a shard without mapping its index, which is made if need be."""
-        for place in self._places(path, stamp):
+        for place in self._files(shard):
             with contextlib.suppress(OSError, ValueError), open(place, "rb") as file:
                 raw = file.read(_LOOKED_AT_BYTES)
                 header = np.frombuffer(raw, "<i8", _HEADER)
                 return _read_head(raw + file.read(max(0, 8 * _HEADER + header[6] - len(raw))))[1]
-        return _read_head(self._made(path, stamp))[1]
+        return _read_head(self._made(shard))[1]
 
-    def _places(self, path: str, stamp: Stamp) -> Iterator[Path]:
-        beside = Path(path + BESIDE)
-        if _is_of(beside, stamp, exactly=False):
+    def _files(self, shard: Place) -> Iterator[Path]:
+        beside = Path(shard.address + BESIDE)
+        if shard.about is None and _is_of(beside, shard.stamp, exactly=False):
             yield beside
-        kept = self._kept(path)
-        if _is_of(kept, stamp, exactly=True):
+        kept = self._kept(shard)
+        if _is_of(kept, shard.stamp, exactly=True):
             yield kept
 
-    def _kept(self, path: str) -> Path:
-        return cache_path(path, "index", self._cache_dir)
+    def _kept(self, shard: Place) -> Path:
+        # The name of an object is no path from here.
+        source = shard.address if shard.about is None else f"/{shard.address}"
+        return cache_path(source, "index", self._cache_dir)
 
-    def _made(self, path: str, stamp: Stamp) -> bytes:
+    def _made(self, shard: Place) -> bytes:
         """Make the index of a shard, and keep it: in a file, or else in this process."""
-        made = self._in_memory.get(path)
+        made = self._in_memory.get(shard.address)
         if made is not None:
             return made
-        made = made_index(path, stamp)
-        kept = self._kept(path)
+        made = self._fetched(shard) or made_index(shard, self._stores)
+        kept = self._kept(shard)
         try:
             with written_whole(kept) as file:
                 file.write(made)
         except OSError as error:
-            self._in_memory[path] = made
+            self._in_memory[shard.address] = made
             warn_user(
-                f"the index of {path} could not be kept in {kept.parent} ({error}), and is made "
-                f"again by each process that needs it. Write cache_dir= with a directory that has "
-                f"room and can be written to.",
+                f"the index of {shard.address} could not be kept in {kept.parent} ({error}), and "
+                f"is made again by each process that needs it. Write cache_dir= with a directory "
+                f"that has room and can be written to.",
                 RuntimeWarning,
             )
         return made
 
+    def _fetched(self, shard: Place) -> bytes | None:
+        """Return the index that lies beside a shard in a store, if it is one of it."""
+        if shard.about is None:
+            return None
+        try:
+            (beside,) = self._stores.look([shard.about.address + BESIDE])
+        except (OSError, SourceError):  # many stores refuse access to what is not there
+            return None
+        if beside.modified_us < shard.about.modified_us:
+            return None
+        (raw,) = self._stores.read([(beside, 0, beside.size_bytes)])
+        try:
+            ShardIndex(raw)
+        except ValueError:
+            return None
+        header = np.frombuffer(raw, "<i8", _HEADER).copy()
+        if header[1] != shard.stamp.size_bytes:
+            return None
+        header[2] = shard.stamp.mtime_ns
+        return header.tobytes() + raw[8 * _HEADER :]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_in_memory": {}}
 
-    @classmethod
-    def beside(cls, path: str) -> bool:
-        """Make the index of a shard beside it; say whether there was none of it as it is now."""
-        stamp, place = Stamp.of(path), Path(path + BESIDE)
-        if _is_of(place, stamp, exactly=False):
+
+def make_beside(shard: Place, stores: Stores) -> bool:
+    """Make the index of a shard beside it; say whether there was none of it as it is now."""
+    place = Path(shard.address + BESIDE)
+    if shard.about is not None:
+        if Indexes(None, stores)._fetched(shard) is not None:
             return False
-        with written_whole(place) as file:
-            file.write(made_index(path, stamp))
+        stores.put(shard.about.address + BESIDE, made_index(shard, stores))
         return True
+    if _is_of(place, shard.stamp, exactly=False):
+        return False
+    with written_whole(place) as file:
+        file.write(made_index(shard, stores))
+    return True
 
 
-def made_index(path: str, stamp: Stamp) -> bytes:
-    """Return the index of a shard on this machine.
+def made_index(shard: Place, stores: Stores) -> bytes:
+    """Return the index of a shard, by one look at its headers.
 
     Raises:
         SourceError: the shard cannot have one; the message names it.
         SourceChangedError: it changed meanwhile.
     """
-    file = LocalFile(path, stamp)
+    file = shard.open(stores)
+    read = file.read if shard.about is None else _Ahead(file.read, shard.stamp.size_bytes).read
     try:
-        made = index_bytes(file.read, stamp)
+        made = index_bytes(read, shard.stamp)
     except SourceError as problem:
-        raise SourceError(f"{path}: {problem}") from None
+        raise SourceError(f"{shard.address}: {problem}") from None
     file.check()
     return made
+
+
+class _Ahead:
+    """Reads headers in blocks that grow as long as the next header is not far: few requests."""
+
+    def __init__(self, read: Read, size_bytes: int) -> None:
+        self._read = read
+        self._end = size_bytes
+        self._first = 0
+        self._block = b""
+        self._next_bytes = _FIRST_BLOCK_BYTES
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        behind = self._first + len(self._block)
+        if not self._first <= offset <= offset + size_bytes <= behind:
+            near = self._first <= offset <= behind + self._next_bytes
+            grown = min(2 * self._next_bytes, _LARGEST_BLOCK_BYTES)
+            self._next_bytes = grown if near else _FIRST_BLOCK_BYTES
+            count = min(max(self._next_bytes, size_bytes), self._end - offset)
+            self._first, self._block = offset, self._read(offset, count)
+        start = offset - self._first
+        return self._block[start : start + size_bytes]
 
 
 def _is_of(place: Path, stamp: Stamp, *, exactly: bool) -> bool:

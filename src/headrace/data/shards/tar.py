@@ -10,13 +10,14 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from headrace.data.compose import Source
-from headrace.data.files import PathLike, Stamp
+from headrace.data.files import PathLike
 from headrace.data.progress import Progress
-from headrace.data.shards.addresses import Addresses, shard_paths
+from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
-from headrace.data.shards.index import LocalIndex, ShardIndex, Summary
-from headrace.data.stores.local import LocalFile
-from headrace.data.text.known import PROGRAMS, compression_of, first_bytes
+from headrace.data.shards.index import Indexes, ShardIndex, Summary
+from headrace.data.shards.places import File
+from headrace.data.stores.remote import Options, RemoteFile, Stores, shown
+from headrace.data.text.known import PROGRAMS, compression_of
 from headrace.errors import (
     OptionError,
     SampleIndexError,
@@ -27,9 +28,11 @@ from headrace.errors import (
 from headrace.machine import open_files_limit
 from headrace.notices import warn_user
 
+_LOOKED_AT_BYTES = 64
+
 
 class _Open(NamedTuple):
-    file: LocalFile
+    file: File
     samples: ShardIndex
     suffixes: tuple[str, ...]
 
@@ -43,7 +46,9 @@ class TarDataset(Source):
 
     Args:
         urls: one address of shards or several, each with braces (``"train/{000..146}.tar"``), a
-            pattern (``"train/*.tar"``) or a directory.
+            pattern (``"train/*.tar"``) or a directory; on this machine, in a store (``s3://bucket/
+            train/{000..146}.tar``, ``gs://``, ``az://``) or on a web server that answers ranges
+            (``https://``, without patterns and directories).
         decode: True: .jpg, .png, .webp and other images are uint8 tensors (3, H, W); .json its
             value; .txt a string; .cls and .index a number; .npy an array; .npz and .safetensors
             dicts of arrays and tensors; everything else bytes. False: all are bytes. Functions of
@@ -59,6 +64,9 @@ class TarDataset(Source):
             ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``. It is made again when the
             shard's size or time differs. An index beside a shard (``headrace shards index``) is
             used where it is not older than the shard.
+        storage_options: of the store that the addresses are in, beside what the environment says:
+            ``{"endpoint": "http://...", "access_key_id": ..., "secret_access_key": ...}``,
+            ``{"profile": "name"}``, ``{"skip_signature": True}`` and the others of obstore.
 
     An index takes 20 bytes a file and 8 a sample, and the keys; it is mapped, so that workers share
     it. Pickling the dataset pickles the paths.
@@ -79,16 +87,19 @@ class TarDataset(Source):
         size: int | tuple[int, int] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         cache_dir: PathLike | None = None,
+        storage_options: Options | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise OptionError(
                 f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
             )
         self._decoders = Decoders(decode, size)
-        self.urls = shard_paths(urls, ".tar")
+        self._stores = Stores(storage_options)
+        self._places = find_shards(urls, ".tar", self._stores)
+        self.urls = [place.address for place in self._places]
         self.skipped: list[tuple[str, str]] = []
-        self._indexes = LocalIndex(cache_dir)
-        self._stamps = [Stamp.of(path) for path in self.urls]
+        self._indexes = Indexes(cache_dir, self._stores)
+        self._in_stores = any(place.about is not None for place in self._places)
         self._open: dict[int, _Open] = {}
         with Progress("indexing shards", len(self.urls), "shards") as progress:
             counts = [self._first_look(n, on_error, progress) for n in range(len(self.urls))]
@@ -103,11 +114,14 @@ class TarDataset(Source):
     def _first_look(self, number: int, on_error: str, progress: Progress) -> int:
         """Index a shard; return how many samples it has."""
         path = self.urls[number]
-        summary = self._indexes.summary(path, self._stamps[number])
+        summary = self._indexes.summary(self._places[number])
         progress.advance()
         self._decoders.refuse_pickles(path, summary.suffixes)
         if summary.faults and not summary.faults[0].offset and not summary.samples:
-            _check_is_tar(path)
+            file = self._places[number].open(self._stores)
+            _check_is_tar(
+                path, file.read(0, min(_LOOKED_AT_BYTES, self._places[number].stamp.size_bytes))
+            )
         for fault in summary.faults:
             what = (
                 f"{fault.name!r} at byte {fault.offset:,}"
@@ -138,9 +152,9 @@ class TarDataset(Source):
         """Return a shard that is what it was, opening it in a process that has not."""
         opened = self._open.pop(number, None)
         if opened is None:
-            path, stamp = self.urls[number], self._stamps[number]
-            index = self._indexes.open(path, stamp)
-            opened = _Open(LocalFile(path, stamp), index, index.summary.suffixes)
+            place = self._places[number]
+            index = self._indexes.open(place)
+            opened = _Open(place.open(self._stores), index, index.summary.suffixes)
             if len(self._open) >= open_files_limit() // 4:  # each holds two
                 self._open.pop(next(iter(self._open)))  # the one whose last use is longest ago
         else:
@@ -157,20 +171,41 @@ class TarDataset(Source):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the samples at ``indices``; each shard is looked at for changes once."""
+        """Return the samples at ``indices``; each shard is looked at for changes once.
+
+        What lies in stores is read first, all at once.
+        """
         checked: set[int] = set()
-        samples = []
+        places = []
         for index in indices:
             place = self._place(index)
             number = bisect_right(self._ends, place)
+            places.append((number, place - (self._ends[number - 1] if number else 0)))
+        fetched = self._fetched(places) if self._in_stores else {}
+        samples = []
+        for number, row in places:
             shard = self._open.get(number) if number in checked else None
             if shard is None:
                 shard = self._shard(number)
                 checked.add(number)
-            samples.append(self._sample(shard, place - (self._ends[number - 1] if number else 0)))
+            samples.append(self._sample(shard, row, fetched))
         return samples
 
-    def _sample(self, shard: _Open, number: int) -> dict[str, Any]:
+    def _fetched(self, places: Sequence[tuple[int, int]]) -> dict[tuple[str, int], bytes]:
+        """Return the bytes of all files in stores of samples (shard, row), by address and place."""
+        ranges = []
+        for number, row in dict.fromkeys(places):
+            shard = self._open.get(number) or self._shard(number)
+            if isinstance(shard.file, RemoteFile):
+                about = shard.file.about
+                ranges += [(about, m.offset, m.size) for m in shard.samples.members(row)]
+        data = self._stores.read(ranges)
+        keys = ((shown(about.address), offset) for about, offset, _ in ranges)
+        return dict(zip(keys, data, strict=True))
+
+    def _sample(
+        self, shard: _Open, number: int, fetched: dict[tuple[str, int], bytes]
+    ) -> dict[str, Any]:
         file, samples, suffixes = shard
         key = samples.key(number)
         sample: dict[str, Any] = {"__key__": key}
@@ -180,10 +215,12 @@ class TarDataset(Source):
             def where(suffix: str = suffix, offset: int = offset) -> str:
                 return f"{file.path}, {key}.{suffix} at byte {offset:,}"
 
-            try:
-                data = file.read(offset, size)
-            except TruncatedFileError as error:
-                raise TruncatedFileError(f"{where()}: {error}") from None
+            data = fetched.get((file.path, offset)) if fetched else None
+            if data is None:
+                try:
+                    data = file.read(offset, size)
+                except TruncatedFileError as error:
+                    raise TruncatedFileError(f"{where()}: {error}") from None
             sample[suffix] = self._decoders.value(suffix, data, where)
         return sample
 
@@ -198,8 +235,11 @@ class TarDataset(Source):
         return place + length if place < 0 else place
 
     def _identity(self) -> str:
-        paths = [*map(os.path.abspath, self.urls)]
-        return f"{paths} {self._stamps} {self._decoders.identity} {self.skipped}"
+        shards = [
+            (os.path.abspath(place.address) if place.about is None else place.address, place.stamp)
+            for place in self._places
+        ]
+        return f"{shards} {self._decoders.identity} {self.skipped}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the paths, not the samples."""
@@ -209,8 +249,8 @@ class TarDataset(Source):
         return f"TarDataset({len(self.urls):,} shards, {len(self):,} samples)"
 
 
-def _check_is_tar(path: str) -> None:
-    compression = compression_of(first_bytes(path))
+def _check_is_tar(path: str, beginning: bytes) -> None:
+    compression = compression_of(beginning)
     if compression is None:
         raise SourceError(
             f"{path} is no tar archive: it does not begin with the header of one. Write the path "

@@ -13,12 +13,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from headrace.data.files import PathLike, Stamp, written_whole
+from headrace.data.files import PathLike, written_whole
 from headrace.data.images.walk import Found, Walk
 from headrace.data.progress import Progress
 from headrace.data.shards.encode import File, files_of
 from headrace.data.shards.headers import BLOCK
-from headrace.data.shards.index import LocalIndex, split_name
+from headrace.data.shards.index import Indexes, make_beside, split_name
+from headrace.data.shards.places import Place
+from headrace.data.stores.remote import Stores
 from headrace.errors import OptionError, SourceError
 from headrace.locks import take
 from headrace.machine import available_cores
@@ -247,8 +249,9 @@ def _kept(paths: Sequence[str], counts: Sequence[int], resume: bool) -> set[str]
 
 
 def _samples_of(path: str) -> int:
-    LocalIndex.beside(path)  # of one that was killed between a shard and its index
-    return LocalIndex(None).summary(path, Stamp.of(path)).samples
+    shard, stores = Place.local(path), Stores()
+    make_beside(shard, stores)  # of one that was killed between a shard and its index
+    return Indexes(None, stores).summary(shard).samples
 
 
 def _check_free(path: str) -> None:
@@ -297,7 +300,7 @@ def _cut(samples: Sequence[_Packed], shard_bytes: int) -> Iterator[Sequence[_Pac
 def _write(path: str, files: Iterable[File]) -> None:
     with written_whole(Path(path)) as out:
         _write_tar(out, files)
-    LocalIndex.beside(path)
+    make_beside(Place.local(path), Stores())
 
 
 def _write_tar(out: BinaryIO, files: Iterable[File]) -> None:

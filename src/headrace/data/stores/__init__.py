@@ -1,1 +1,1 @@
-"""Where bytes lie: files on this machine."""
+"""Where bytes lie: files on this machine, objects in stores, files of web servers."""
