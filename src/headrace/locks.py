@@ -7,8 +7,8 @@
 
 The lock is on a file: it ends with its process, however that ends, and a file left behind by a kill
 holds nobody up. Forked children let go of it at once, so that they neither keep nor release it. Two
-takers in one process exclude each other like two processes. Taking and releasing cost about 100 µs:
-a lock for each file of many is fine.
+takers in one process exclude each other like two processes. Taking and releasing take less
+than a millisecond: a lock for each file of many is fine.
 
 The note in the file says who holds it; it also tells a holder whose lock was lost (a network file
 system gives up those of a machine that it takes for dead) that another came: a program that holds a

@@ -308,3 +308,45 @@ def test_no_note_before_its_time(tmp_path, monkeypatch):
 def test_a_refusal_ends_in_one_full_stop(tmp_path):
     error = resume.Notes(tmp_path / "a.npy").refused("the loader has another size.")
     assert "another size. Delete" in str(error)
+
+
+class Scales(torch.nn.Module):
+    """Scales rows, and may end in the middle."""
+
+    def __init__(self, scale, calls=1 << 30):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([1.0, scale]))
+        self.calls = calls
+
+    def forward(self, x):
+        self.calls -= 1
+        if self.calls < 0:
+            raise Interrupted
+        return x * self.scale[1]
+
+
+@pytest.mark.parametrize("as_method", [False, True])
+def test_other_weights_are_refused_and_the_same_go_on(tmp_path, always_noted, as_method):
+    out = tmp_path / "x.npy"
+    with pytest.raises(Interrupted):
+        map_batches(Scales(2.0, calls=2), X, 5, out=out)
+    other, same = Scales(3.0), Scales(2.0)
+    with pytest.raises(StateError, match=r"the checksum of the weights was .*, and now it is"):
+        map_batches(other.forward if as_method else other, X, 5, out=out)
+    map_batches(same.forward if as_method else same, X, 5, out=out)
+    assert np.array_equal(np.load(out), X * 2)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "dict", "pair"])
+def test_other_values_in_the_same_shapes_are_refused(tmp_path, always_noted, kind):
+    def data(x):
+        x = x if kind == "array" else torch.from_numpy(x)
+        return {"array": x, "tensor": x, "dict": {"x": x}, "pair": (x, x[:, 0])}[kind]
+
+    out = tmp_path / "x.npy"
+    with pytest.raises(Interrupted):
+        map_batches(Scales(2.0, calls=2), data(X), 5, out=out)
+    with pytest.raises(StateError, match=r"the checksum of the input's values was"):
+        map_batches(Scales(2.0), data(X + 1), 5, out=out)
+    map_batches(Scales(2.0), data(X), 5, out=out)
+    assert np.array_equal(np.load(out), X * 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,15 @@ from headrace.apply.calls import MOST_ROWS, Calls, RowLimit, evaluating, module_
 from headrace.apply.feed import Feed, feed
 from headrace.apply.resume import Note, Notes
 from headrace.apply.rows import Column, as_tensor, columns_of, join_rows, rebuild
+from headrace.apply.samples import checksum_of_rows, checksum_of_weights
 from headrace.apply.sinks import Memory, Npy, Safetensors, Sink
 from headrace.data.progress import Progress
 from headrace.errors import OptionError, RowMismatchError, StateError
+from headrace.locks import Lock, take
 from headrace.oom import batch_rows
 from headrace.train.devices import device_of
 from headrace.tree import leaves
+from headrace.written import told
 
 _FILES: dict[str, Callable[[Path], Sink]] = {
     ".npy": Npy,
@@ -56,7 +59,8 @@ def map_batches(
     With ``out`` results are written as they come, to ``<out>.part``, which takes its name when all
     of them are there; an older file of that name is replaced. A run that was killed goes on where
     the file ends when it is called again: a note beside the file says how far it came, and what it
-    was made of. Other columns, rows or lengths are refused; other weights cannot be seen.
+    was made of. Other columns, rows, lengths, values of the data or weights of a module are
+    refused; another function cannot be seen.
 
     Args:
         fn: a function of a batch of tensors on ``device``, or a module.
@@ -79,6 +83,8 @@ def map_batches(
         RowMismatchError: a result has not one row for each row.
         OptionError: options that cannot be together, or change the order; no such device.
         StateError: ``out`` was begun with something else.
+        InUseError: another call writes to ``out``.
+        OSError: it cannot be written: the disk is full, the directory read-only.
         MemoryError: a single row does not fit.
     """
     if not callable(fn):
@@ -103,8 +109,23 @@ def map_batches(
                 f"out={os.fspath(out)!r} does not end in {', '.join(_FILES)}. "
                 f"Write out='{path.stem}.npy'."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _Run(source, calls, _FILES[path.suffix](path), Notes(path)).through()
+        there = path.absolute()  # the same one if the function changes the directory
+        with _held(there):
+            run = _Run(source, calls, _FILES[path.suffix](there), Notes(there))
+            run.made_of(module, data)
+            run.through()
+        return path
+
+
+def _held(out: Path) -> Lock:
+    """Be the one call, of all programs, that writes to a file."""
+    with told(out, "this is where the results are to be written"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return take(
+            out.with_name(f"{out.name}.part.lock"),
+            os.fspath(out),
+            f"Wait for its end, or write out='{out.with_stem(f'{out.stem}-2')}'.",
+        )
 
 
 def _device(device: Any, module: torch.nn.Module | None, data: Any) -> torch.device:
@@ -132,10 +153,16 @@ class _Run:
         self._begun = False
         self.like: Any = None
 
+    def made_of(self, module: torch.nn.Module | None, data: Any) -> None:
+        """Note what tells weights and data from others."""
+        self._note.weights = checksum_of_weights(module)
+        if self._source.rows_look_like is not None:
+            self._note.values = checksum_of_rows(data)
+
     def through(self) -> Any:
         """Call the function on all rows, and return what the sink makes of them."""
         name = f"applying {self._calls.name}"
-        with closing(self._sink), Progress(name, self._source.length, "rows") as progress:
+        with self._closed_sink(), Progress(name, self._source.length, "rows") as progress:
             self._resume()
             progress.advance(self._note.rows)
             for batch, count, more in self._groups():
@@ -147,10 +174,24 @@ class _Run:
                     self._commit(self._notes)
             if not self._begun:
                 self._nothing()
-            result = self._sink.finish()
+            with self._told():
+                result = self._sink.finish()
         if self._notes is not None:
             self._notes.remove()
         return result
+
+    @contextmanager
+    def _closed_sink(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with self._told():  # what was not yet written is, where there is room
+                self._sink.close()
+
+    def _told(self) -> AbstractContextManager[None]:
+        if self._notes is None:
+            return nullcontext()
+        return told(self._notes.part, self._notes.noted)
 
     def _resume(self) -> None:
         """Go on behind the rows of an earlier run."""
@@ -159,6 +200,12 @@ class _Run:
             return
         self._notes.check("the number of rows", before.length, self._note.length)
         self._notes.check("the input", before.rows_look_like, self._note.rows_look_like)
+        for name, saw, sees in (
+            ("of the weights", before.weights, self._note.weights),
+            ("of the input's values", before.values, self._note.values),
+        ):
+            if saw is not None and sees is not None:
+                self._notes.check(f"the checksum {name}", saw, sees)
         if before.loader is not None:
             try:
                 self._source.loader.load_state_dict(before.loader)  # type: ignore[attr-defined]
@@ -197,13 +244,15 @@ class _Run:
         if self.like is None:
             self.like = rebuild(result, [None] * len(columns))
         parts = [as_tensor(leaf) for leaf in leaves(result)]
-        self._sink.write(parts)
+        with self._told():
+            self._sink.write(parts)
         self._note.rows += len(parts[0])
 
     def _begin(self, columns: list[Column]) -> None:
         self._begun = True
         self._note.columns = columns
-        self._sink.begin(columns, self._note.rows)
+        with self._told():
+            self._sink.begin(columns, self._note.rows)
 
     def _refuse(self, columns: list[Column]) -> None:
         before, now = ("; ".join(map(str, c)) for c in (self._note.columns, columns))
@@ -216,10 +265,11 @@ class _Run:
         )
 
     def _commit(self, notes: Notes) -> None:
-        self._sink.flush()
         if hasattr(self._source.loader, "state_dict"):
             self._note.loader = self._source.loader.state_dict()
-        notes.write(self._note)
+        with self._told():
+            self._sink.flush()
+            notes.write(self._note)
 
     def _nothing(self) -> None:
         """Find what the result of no rows looks like."""

@@ -28,6 +28,8 @@ class Note:
         rows: rows written.
         batches: batches of the loader that they came from.
         loader: the loader's state behind them; None for loaders that have none.
+        weights: a checksum of some values of the module's, None where there is none.
+        values: a checksum of some rows of the input's arrays, None for other inputs.
         version: of this note.
     """
 
@@ -37,6 +39,8 @@ class Note:
     rows: int = 0
     batches: int = 0
     loader: dict[str, Any] | None = None
+    weights: int | None = None
+    values: int | None = None
     version: int = _VERSION
 
 
@@ -44,7 +48,8 @@ class Notes:
     """Reads and writes the note of one file, about once a second."""
 
     def __init__(self, out: Path) -> None:
-        self._out = out
+        self.part = part_path(out)
+        self._rows = 0  # that the note on the disk speaks of
         self._path = out.with_name(f"{out.name}.part.json")
         self._new = self._path.with_name(f"{self._path.name}.new")
         self._due = time.monotonic() + COMMIT_EVERY_S
@@ -59,7 +64,7 @@ class Notes:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
-        if not part_path(self._out).exists():
+        if not self.part.exists():
             self.remove()  # the run was killed between its last two steps: the file is whole
             return None
         try:
@@ -70,7 +75,14 @@ class Notes:
             raise self.refused(f"it cannot be read ({error})") from error
         if found.version != _VERSION:
             raise self.refused(f"it is of version {found.version}, and this is {_VERSION}")
+        self._rows = found.rows
         return found
+
+    def noted(self) -> str:
+        """Say how much stays of a run that ends here."""
+        if not self._rows:
+            return "no row is kept. Make room, or write another out=, and call again"
+        return f"{self._rows:,} rows are kept. Make room, and call again: it goes on behind them"
 
     def is_due(self) -> bool:
         """Say whether it is time for a note."""
@@ -83,6 +95,7 @@ class Notes:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self._new, self._path)
+        self._rows = note.rows
         self._due = time.monotonic() + COMMIT_EVERY_S
 
     def remove(self) -> None:
@@ -102,7 +115,7 @@ class Notes:
     def refused(self, why: str) -> StateError:
         """Return the error for a part file that cannot be gone on with."""
         return StateError(
-            f"{part_path(self._out)} was begun by another call and cannot be gone on with: "
+            f"{self.part} was begun by another call and cannot be gone on with: "
             f"{why.rstrip('.')}. "
             f"Delete it and {self._path.name} to start over, or call as before."
         )

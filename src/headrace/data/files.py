@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, TypeAlias
 
 from headrace.errors import SourceChangedError
+from headrace.written import told
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -74,16 +75,17 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     to finish wins, readers see one whole file or another, and what a killed one left behind is
     removed by the next one to write.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
     part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        with open(part, "xb") as file:
-            _lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
-            os.replace(part, path)
+        with told(path, "it was not written, and nothing is left behind"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path)
+            with open(part, "xb") as file:
+                _lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
+                os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

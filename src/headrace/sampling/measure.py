@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.data.files import written_whole
 from headrace.rng import ProcessGenerators
 from headrace.sampling.planned import Indices
 
@@ -133,7 +134,5 @@ def _load(path: Path, n: int, name: str) -> Indices:
 
 
 def _save(path: Path, lengths: Indices, name: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    with written_whole(path) as file:  # by several ranks at once, it may be
         np.savez(file, lengths=lengths, key=np.array(name))
-    os.replace(part, path)  # whole or not at all, with several ranks writing the same

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from headrace.data.files import written_whole
 from headrace.errors import OptionError
 from headrace.extras import data_frame
 from headrace.train.curves import draw
@@ -78,7 +79,8 @@ class History:
         """
         text = json.dumps(self.state_dict(), allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            with written_whole(Path(path)) as file:
+                file.write(f"{text}\n".encode())
         return text
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def entries(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in directory.iterdir())
 
 
 class TestAnEntry:
@@ -182,7 +182,7 @@ class TestProcesses:
         killed = Halted(entry)
         killed.process.kill()
         killed.process.join(100)
-        assert [Path(name).suffix for name in entries(tmp_path / "c")] == [".tmp"]
+        assert [Path(name).suffix for name in entries(tmp_path / "c")] == [".lock", ".tmp"]
         arrays, extra = cache.converted(*entry, convert)
         assert arrays["x"].tolist() == list(range(20_000))
         assert extra == {"by": os.getpid()}

@@ -14,8 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self, TypeAlias
@@ -25,11 +24,7 @@ import numpy as np
 from headrace.data.files import PathLike
 from headrace.data.gatherer import Array
 from headrace.errors import OptionError, SourceChangedError, SourceError
-
-try:
-    import fcntl
-except ImportError:  # Windows: the rename alone keeps entries whole; two processes both convert
-    fcntl = None  # type: ignore[assignment]
+from headrace.locks import take
 
 VERSION = 1
 SMALL_BYTES = 1 << 26  # up to here a table is read into memory, unless told otherwise
@@ -243,9 +238,10 @@ def converted(
         return ready
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = take(entry.with_name(f"{entry.name}.lock"), f"the table {entry}", "", _say_waiting)
     except OSError as error:
         raise _unwritable(entry, error) from error
-    with _locked(entry):
+    with lock:
         ready = opened(entry, key)  # another process may have been quicker
         if ready is None:
             _build(entry, key, convert)
@@ -286,16 +282,5 @@ def _unwritable(entry: Path, error: OSError) -> OSError:
     )
 
 
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    with open(entry.with_name(entry.name + ".lock"), "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = f"another process converts a table to {entry}"
-            print(f"headrace: {who}: waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say_waiting(reason: str) -> None:
+    print(f"headrace: {reason}: waiting for it", file=sys.stderr, flush=True)
