@@ -1,15 +1,26 @@
-"""What all tests share: the quiet fork of Python 3.11, in later versions too; forked functions."""
+"""What all tests share: quick collections, a quiet fork, forked functions and commands."""
 
+import gc
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from forks import Zygote, command_line
 from processes import Forked
 
-if sys.version_info >= (3, 12):
+
+def pytest_collection_finish() -> None:
+    """Collections during a test need not walk all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
+if sys.version_info >= (3, 12):  # the fork of Python 3.11, in later versions too
     _fork = os.fork
 
     def _quiet_fork() -> int:
@@ -35,3 +46,19 @@ def fork() -> Iterator[Callable[[Callable[[Forked], object]], Forked]]:
         if one.exit_code is None:
             one.kill()
             one.end()
+
+
+@pytest.fixture(scope="session")
+def _command_zygote() -> Iterator[Zygote]:
+    zygote = Zygote("headrace.cli.app", "matplotlib.figure", "sklearn.datasets")
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture
+def forked_command(_command_zygote: Zygote, tmp_path: Path) -> Callable[..., CompletedProcess[str]]:
+    """Run ``headrace`` with arguments, in a process of its own and an empty directory.
+
+    Where the process must be a new interpreter, start one: it takes seconds.
+    """
+    return lambda *arguments: _command_zygote.run(command_line(*map(str, arguments)), tmp_path)

@@ -23,17 +23,17 @@ class Scales(Backend):
     def __init__(self, sizes, workers, choices):
         self.workers = workers
         self.sizes, self.choices = sizes, choices
-        self.waiting = [[] for _ in range(workers)]
+        self.queues = [[] for _ in range(workers)]
         self.made = 0
         self.heaviest = 0
 
     def submit(self, worker, task):
-        self.waiting[worker].append(task)
+        self.queues[worker].append(task)
 
     def get(self, timeout_s):
-        busy = [w for w, tasks in enumerate(self.waiting) if tasks]
+        busy = [w for w, tasks in enumerate(self.queues) if tasks]
         worker = busy[next(self.choices) % len(busy)]
-        task = self.waiting[worker].pop(0)
+        task = self.queues[worker].pop(0)
         size = self.sizes[task.step]
         self.made += size
         return Finished(worker, Done(task.step, task.step, 1, size, 0.0))

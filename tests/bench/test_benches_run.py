@@ -1,8 +1,6 @@
 """Every bench runs in its quick form, as a command; no test asserts a speed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -21,10 +19,9 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_runs_and_reports(name):
+def test_runs_and_reports(forked_command, name):
     """One test for each bench: a bench takes longer than everything that is asked of its report."""
-    command = [sys.executable, "-m", "headrace.cli", "bench", name, "--quick", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = forked_command("bench", name, "--quick", "--json")
     assert done.returncode == 0, done.stderr
     [report] = json.loads(done.stdout)["reports"]
     every_row_has_its_figure_target_and_systems(name, report)

@@ -70,9 +70,9 @@ def test_a_directory_with_a_main(tmp_path):
         ("raise KeyboardInterrupt", 130),
     ],
 )
-def test_the_exit_code_is_the_programs(tmp_path, text, code):
+def test_the_exit_code_is_the_programs(forked_command, tmp_path, text, code):
     script = write(tmp_path, "script.py", text)
-    assert run(tmp_path, script).returncode == code
+    assert forked_command("run", script).returncode == code
 
 
 def test_a_traceback_begins_with_the_programs_first_line(tmp_path):
@@ -160,9 +160,9 @@ def test_batches_are_those_of_torch(tmp_path):
         (("--rocket", "x.py"), "no such option"),
     ],
 )
-def test_wrong_use_is_one_line_and_2(tmp_path, arguments, said):
+def test_wrong_use_is_one_line_and_2(forked_command, tmp_path, arguments, said):
     write(tmp_path, "x.py", "print('ran')")
-    done = run(tmp_path, *arguments)
+    done = forked_command("run", *arguments)
     assert done.returncode == 2
     assert said in done.stderr.lower() or said in done.stderr
     assert done.stderr.count("\n") == 1

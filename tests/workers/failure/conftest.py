@@ -1,6 +1,5 @@
 """Every test here leaves nothing behind: no process, no descriptor, no shared memory."""
 
-import gc
 import json
 import os
 import select
@@ -132,15 +131,6 @@ def program(zygote: socket.socket) -> Iterator[Callable[[str], Program]]:
     yield start
     for one in started:
         one.end()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _fast_collections() -> Iterator[None]:
-    """Two collections a test need not walk all that was imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
