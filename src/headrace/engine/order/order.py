@@ -144,6 +144,8 @@ class Order:
 
 def _as_bytes(indices: Any) -> Any:
     """Return index batches as bytes that are the same in each process."""
+    if isinstance(indices, Iterator):
+        return b""  # to be walked once only, by the fetch
     try:
         return array("q", indices)
     except (TypeError, OverflowError):  # one index, or indices that are no integers
