@@ -75,6 +75,8 @@ def shape_of(loader: Any) -> Shape:
         workers=max(1, workers_of(loader)) if iterable else None,
         rank=which_rank(loader.shard) if iterable else None,
         index_sampler=loader._index_sampler,
+        dataset=_streamed(loader),
+        persistent=loader.persistent_workers and workers_of(loader) > 0,
         seed=loader.seed,
     )
 
@@ -126,6 +128,16 @@ def check_shard(loader: Any) -> None:
             "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=). "
             "Where a library divides them, as accelerate's prepare() does, leave shard= out."
         )
+
+
+def _streamed(loader: Any) -> Any:
+    """Return the dataset whose state a stream begins with; None where each worker has a part."""
+    if not isinstance(loader.dataset, IterableDataset):
+        return None
+    if loader.backend == "thread" and loader.num_workers > 1:
+        return None
+    rank = which_rank(loader.shard)
+    return loader.dataset if rank is None else shard_of(loader.dataset, *rank)
 
 
 def _dataset_length(loader: Any) -> int | None:

@@ -82,7 +82,7 @@ class Keys(StatefulStream):
 
 
 def test_a_state_that_is_no_json_fails():
-    with pytest.raises(AssertionError, match="behind 1 steps of epoch 0 is not JSON"):
+    with pytest.raises(AssertionError, match="behind 0 steps of epoch 0 is not JSON"):
         check(lambda: NotJSON(14), seed=1)
     with pytest.raises(AssertionError, match="not the same once written to JSON"):
         check(lambda: Keys(14), seed=1)

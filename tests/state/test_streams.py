@@ -110,7 +110,7 @@ class _Position:
 def test_an_iterator_with_a_state_is_asked_too(workers):
     loader = make(IteratorWithState(20), workers)
     batches, states, _ = states_on_the_way(loader)
-    assert json.loads(states[2])["streams"][0]["dataset"]["dataset"] == {"position": 6}
+    assert json.loads(states[2])["streams"][0]["dataset"]["iterator"] == {"position": 6}
     for step, state in enumerate(states):
         again = after(make(IteratorWithState(20), workers), state)
         assert [plain(batch) for batch in again] == batches[step:]

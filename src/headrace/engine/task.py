@@ -56,10 +56,14 @@ class Failed(NamedTuple):
 
 
 class Exhausted(NamedTuple):
-    """An iterable dataset has no more batches; ``worker`` iterated it."""
+    """An iterable dataset has no more batches; ``worker`` iterated it.
+
+    ``state`` is what the dataset says of itself at its end, where it can.
+    """
 
     step: int
     worker: int
+    state: Any = None
 
 
 Result = Done | Failed | Exhausted

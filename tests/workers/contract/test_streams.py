@@ -119,6 +119,12 @@ class TestTheSameStreamFromEveryWorker:
         assert "every sample comes 2 times" in str(caught[0].message)
         assert caught[0].filename == __file__
 
+    def test_the_warning_changes_no_batch(self) -> None:
+        with pytest.warns(UserWarning, match="all workers yield the same stream"):
+            got = list(DataLoader(Same(range(9)), 2, num_workers=2))
+        wanted = list(torch.utils.data.DataLoader(Same(range(9)), 2, num_workers=2))
+        assert [batch.tolist() for batch in got] == [batch.tolist() for batch in wanted]
+
     def test_the_line_that_it_shows_is_right(self) -> None:
         with pytest.warns(UserWarning, match="all workers yield the same stream") as caught:
             list(DataLoader(Same(range(9)), 3, num_workers=2))

@@ -186,12 +186,12 @@ class ProcessBackend(Backend):
         target.outstanding += 1
         self._put(target, message)
 
-    def begin_epoch(self, seed: int) -> None:
+    def begin_epoch(self, seed: int, states: list[Any] | None = None) -> None:
         """Begin another epoch in workers that persist; what was still under way is dropped."""
         self._events.clear()
         for number, worker in enumerate(self._crew):
             worker.setup.epoch_seed = seed
-            worker.setup.dataset_state = None
+            worker.setup.dataset_state = states and states[number]  # for who takes its place
             if worker.died is not None:  # the next window decides what becomes of it
                 self._events.append(worker.died)
                 continue

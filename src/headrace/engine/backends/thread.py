@@ -135,7 +135,7 @@ class ThreadBackend(Backend):
         """Raise where no thread would answer."""
         check_open(self._pid, self._closing)
 
-    def begin_epoch(self, seed: int) -> None:
+    def begin_epoch(self, seed: int, states: list[Any] | None = None) -> None:  # noqa: ARG002
         """Begin another epoch in threads that persist; what is still under way is dropped."""
         self._seed = seed
         self._epoch += 1

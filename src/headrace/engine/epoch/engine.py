@@ -24,7 +24,8 @@ from headrace.engine.order.order import Order
 from headrace.engine.order.packing import decode, others, set_others
 from headrace.engine.order.ranks import agree, seeds_of
 from headrace.engine.order.samplers import load_at_end, stateful, with_seed
-from headrace.engine.order.state import FINISHED, RUNNING, Progress
+from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress
+from headrace.engine.order.streams import next_streams
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters
 from headrace.errors import StateError
@@ -60,9 +61,15 @@ class Engine:
             raise
 
     def _begin_first(self, saved: dict[str, Any] | None) -> None:
+        options = self._options
+        workers = max(1, options.num_workers) if options.in_workers else 1
+        if saved is not None and saved["status"] != RUNNING and options.recipe.iterable:
+            self.progress.restore_streams(saved["streams"], workers)
+        if saved is not None and saved["status"] == FRESH:
+            saved = None
         if saved is not None and saved["status"] == RUNNING:
             self.batches = self._resume(saved)
-        elif saved is not None and saved["status"] == FINISHED and self._options.persistent:
+        elif saved is not None and saved["status"] == FINISHED and options.persistent:
             self.progress.base_seed = saved["base_seed"]
             self.progress.epoch = self._count(saved["epoch"])
             self.batches = self._begin(self._order(saved=saved))
@@ -123,6 +130,10 @@ class Engine:
         self.progress = self._new_progress(
             before.base_seed, round_number, self._count(before.epoch)
         )
+        if before.streams is not None and self._options.in_workers:
+            # Whoever left the loop early does not know how far the workers had gone.
+            ended = before.streams if before.finished else [{"dataset": None}] * len(before.streams)
+            self.progress.streams = next_streams(copy.deepcopy(ended))
         self.batches = self._begin(self._order())
 
     def _resume(self, saved: dict[str, Any]) -> Iterator[Any]:
@@ -137,6 +148,7 @@ class Engine:
         progress.base_seed, progress.order_seed = saved["base_seed"], saved["order_seed"]
         progress.steps, progress.start = saved["steps"], saved["samples"] or 0
         progress.streams, progress.next_worker = saved["streams"], saved["next_worker"]
+        progress.restored = True
         if saved["ahead"]:
             progress.prefix, progress.ahead = saved["steps"], set(saved["ahead"])
         progress.generators_at_start = [decode(text) for text in saved["generators_at_start"]]

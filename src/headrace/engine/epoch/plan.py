@@ -34,6 +34,7 @@ from headrace.engine.making.fetch import Fetcher, Recipe
 from headrace.engine.making.gather import BLOCK_BYTES, BlockGather
 from headrace.engine.order.order import Order, Tasks
 from headrace.engine.order.state import Progress
+from headrace.engine.order.streams import fresh_streams
 from headrace.engine.shared import AVAILABLE, Home
 from headrace.engine.stats import Counters
 from headrace.engine.task import Task
@@ -146,7 +147,9 @@ class Plan:
         to_replay: tuple[int, ...] = ()
         if iterable:
             if progress.streams is None:
-                progress.streams = [{"batches": 0, "dataset": None} for _ in range(workers)]
+                divided = options.backend == "thread" and workers > 1
+                dataset = None if divided else options.recipe.dataset
+                progress.streams = fresh_streams(dataset, workers)
             streams = progress.streams
             given = tuple(stream["batches"] for stream in streams)
             to_replay = tuple(s["batches"] if s["dataset"] is None else 0 for s in streams)
@@ -174,7 +177,7 @@ class Plan:
 
     def _dataset_states(self) -> list[Any]:
         streams = self.progress.streams
-        if streams is None:
+        if streams is None or not self.progress.restored:
             return [None] * max(1, self._options.num_workers)
         return [stream["dataset"] for stream in streams]
 
@@ -235,7 +238,8 @@ class Plan:
         seed = task_seed(self._task_base(), self.progress.epoch, None)
         policy = self._policy()
         if self._backend is not None:
-            self._backend.begin_epoch(seed)
+            streams = self.progress.streams
+            self._backend.begin_epoch(seed, streams and [s["dataset"] for s in streams])
         elif in_threads:
             states = self._dataset_states()
             self._backend = ThreadBackend(self._thread_setups(), seed, states)

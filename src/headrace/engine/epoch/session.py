@@ -18,7 +18,7 @@ from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
 from headrace.engine.order.facts import set_epoch
 from headrace.engine.order.packing import decode
-from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress, Shape, check, describe
+from headrace.engine.order.state import FINISHED, RUNNING, Progress, Shape, check, describe
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters, Totals
 from headrace.errors import StateError
@@ -58,8 +58,6 @@ class Session:
                 generator.set_state(decode(text))
             if saved["status"] == RUNNING:
                 self._set_epoch(saved["sampler_epoch"], options.index_sampler)
-        if saved is not None and saved["status"] == FRESH:
-            saved = None
         counters = self.totals.counters_of(iterator)
         engine = Engine(
             options,

@@ -142,10 +142,10 @@ class Window:
         self._counters.doubt = BOOKS
         self._pending = None
         try:
+            if self._policy.on_stream is not None:
+                self._policy.on_stream(0, result)
             if isinstance(result, Exhausted):
                 raise StopIteration
-            if self._policy.on_stream is not None:
-                self._policy.on_stream(0, result.state if isinstance(result, Done) else None)
             return result
         finally:
             # The traceback of what user code raised leads to this frame: it must not lead back.
@@ -181,13 +181,11 @@ class Window:
         self._leaving = None if task is None else task.indices
         if isinstance(result, Done):
             self._ready_bytes -= result.size_bytes
-        if self._policy.on_stream is not None and isinstance(result, (Done, Failed)):
-            worker, state = self._streams.pop(step), None
-            if isinstance(result, Done):
-                state = result.state
-                if self._policy.same_stream is not None:
-                    self._policy.same_stream.leaves(worker, result.batch, self._backend.workers)
-            self._policy.on_stream(worker, state)
+        if self._policy.on_stream is not None:
+            worker = self._streams.pop(step)
+            if isinstance(result, Done) and self._policy.same_stream is not None:
+                self._policy.same_stream.leaves(worker, result.batch, self._backend.workers)
+            self._policy.on_stream(worker, result)
         if isinstance(result, (Done, Failed)):
             self._taken = result
         return result

@@ -5,7 +5,6 @@ Every backend uses it, in whichever process it runs.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from headrace.data.gatherer import Gatherer
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
 from headrace.engine.making.skip import odd_one, skipped
+from headrace.engine.order.streams import knows_its_place, said_of
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
@@ -140,7 +140,6 @@ class Fetcher:
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
-        self._stateful: Any = None
         self._gather: BlockGather | None = None
         self._skipped: list[SkippedSample] = []
 
@@ -156,20 +155,29 @@ class Fetcher:
                     gatherer, self._pool, Counters(), arrays=self._recipe.makes_arrays
                 )
             return
+        state = state or {}
+        # At its end a dataset's state may be that of its beginning: it is not asked again.
+        self._ended = state.get("ended", False)
+        if state.get("begins"):
+            self._begin_again(seed, state["dataset"])
+            state = {}
         dataset = self._recipe.dataset
-        if state is not None:
-            # At its end a dataset's state may be that of its beginning: it is not asked again.
-            self._ended, state = state["ended"], state["dataset"]
         with self._around_user_code(seed):
-            if state is not None and hasattr(dataset, "load_state_dict"):
-                dataset.load_state_dict(state)
+            _load(dataset, state.get("dataset"))
             self._iterator = iter(dataset)
-            if hasattr(self._iterator, "state_dict"):
-                self._stateful = self._iterator
-                if state is not None and not hasattr(dataset, "load_state_dict"):
-                    self._stateful.load_state_dict(state)
-            if hasattr(dataset, "state_dict"):
-                self._stateful = dataset
+            _load(self._iterator, state.get("iterator"))
+
+    def _begin_again(self, seed: int, state: Any) -> None:
+        """Put the dataset back to where it stood before ``iter()``."""
+        dataset = self._recipe.dataset
+        with self._around_user_code(seed):
+            try:
+                _load(dataset, state)
+            except Exception:
+                if not hasattr(dataset, "__next__"):
+                    raise
+                iter(dataset)  # its own iterator: it has a place to put back only from then on
+                _load(dataset, state)
 
     def __call__(self, task: Task) -> Result:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
@@ -186,7 +194,7 @@ class Fetcher:
         except Exception as error:
             return Failed(task.step, error)
         if made is None:
-            return Exhausted(task.step, self._worker)
+            return Exhausted(task.step, self._worker, state)
         batch, samples = made
         took = time.perf_counter() - started
         left_out = tuple(self._skipped)
@@ -194,9 +202,14 @@ class Fetcher:
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
-        if self._stateful is None:
+        if not self._recipe.iterable:
             return None
-        return {"ended": self._ended, "dataset": copy.deepcopy(self._stateful.state_dict())}
+        dataset, iterator = self._recipe.dataset, self._iterator
+        of_dataset = None if dataset is iterator else said_of(dataset)
+        of_iterator = said_of(iterator)
+        if of_dataset is None and of_iterator is None:
+            return None
+        return {"ended": self._ended, "dataset": of_dataset, "iterator": of_iterator}
 
     def batch_of(self, indices: Any) -> Any:
         """Make the batch of a list of indices, outside any task: no user code may be in it."""
@@ -358,6 +371,11 @@ class Fetcher:
             _add_note(error, f"on_error='skip' gave up after {_MOST_IN_A_ROW} errors in one batch")
             raise error
         self._skipped.append(skipped(None, error))
+
+
+def _load(stream: Any, state: Any) -> None:
+    if state is not None and knows_its_place(stream):
+        stream.load_state_dict(state)
 
 
 def _shorten(indices: Collection[Any]) -> str:

@@ -19,6 +19,14 @@ from headrace.engine.order.checksum import checksum
 from headrace.engine.order.facts import Facts, compare_facts, epoch_setter, facts_of
 from headrace.engine.order.packing import decode, encode, is_others, others
 from headrace.engine.order.ranks import seeds_of
+from headrace.engine.order.streams import (
+    Stream,
+    check_count,
+    fresh_streams,
+    next_streams,
+    unreadable,
+)
+from headrace.engine.task import Done, Exhausted, Result
 from headrace.errors import StateError
 from headrace.sampling.ranks import Shard, rank_batch_size
 
@@ -85,6 +93,7 @@ class Progress:
     order: Any = None
     facts: Facts | None = None
     others_at_start: list[str] | None = None
+    restored: bool = False  # the streams are those of a state: the dataset is to be told
 
     def left(self, step: int) -> None:
         """Note that a step has left, out of order."""
@@ -94,12 +103,24 @@ class Progress:
             self.ahead.remove(self.prefix)
             self.prefix += 1
 
-    def stream_left(self, worker: int, state: Any) -> None:
-        """Note that a batch of a worker's stream has left, and the dataset's state behind it."""
+    def stream_left(self, worker: int, result: Result) -> None:
+        """Note what the next of a worker's stream was, and what the dataset said behind it."""
         assert self.streams is not None
-        self.streams[worker]["batches"] += 1
-        self.streams[worker]["dataset"] = state
+        stream = self.streams[worker]
+        if isinstance(result, Exhausted):
+            stream["dataset"] = result.state or stream["dataset"]
+            return
+        stream["batches"] += 1
+        stream["dataset"] = result.state if isinstance(result, Done) else None
         self.next_worker = (worker + 1) % len(self.streams)
+
+    def restore_streams(self, streams: list[Stream] | None, workers: int) -> None:
+        """Go on with the streams of a state; one for all where the workers begin alike."""
+        if streams is None:
+            return
+        alike = len(streams) == 1
+        self.streams = [copy.deepcopy(streams[0 if alike else w]) for w in range(workers)]
+        self.restored = True
 
     def sampler_state(self, position: int, all_given: bool) -> Any:
         """Return what the sampler said behind ``position`` steps; None where it cannot be known.
@@ -135,6 +156,8 @@ class Shape:
     workers: int | None = None
     rank: tuple[int, int] | None = None
     index_sampler: Any = None
+    dataset: Any = None
+    persistent: bool = False
     seed: int | None = None
 
 
@@ -170,6 +193,8 @@ def describe(
         "streams": None,
         "next_worker": 0,
     }
+    if status != RUNNING and shape.workers is not None:
+        state["streams"] = _between_epochs(shape, progress)
     if progress is None:
         return seal(state)
     if status == RUNNING:
@@ -198,6 +223,14 @@ def seal(state: dict[str, Any]) -> dict[str, Any]:
     """Put the checksum of its fields into a state."""
     state["checksum"] = checksum(state, (_KEY, *_FIELDS))
     return state
+
+
+def _between_epochs(shape: Shape, progress: Progress | None) -> list[Stream] | None:
+    """Return the streams as the next epoch begins: in workers that persist, as they ended."""
+    if progress is not None and shape.persistent and progress.streams is not None:
+        return next_streams(copy.deepcopy(progress.streams))
+    streams = fresh_streams(shape.dataset, 1)
+    return None if streams[0]["dataset"] is None else streams
 
 
 def _sampler_epoch(shape: Shape) -> int | None:
@@ -270,16 +303,25 @@ def check(
         raise _damaged("its checksum does not fit")
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")
-    _check_generators(state["generators"], generators)
     if state["status"] != FRESH and state["base_seed"] is None:
         raise _damaged("'base_seed' is None")
-    for name in ("others_at_start", "others"):
-        if state[name] is not None and not is_others(state[name]):
-            raise _damaged(f"{name!r} cannot be read")
+    _check_generators(state["generators"], generators)
+    _check_others(state)
     kept = None
     if state["status"] == RUNNING:
         kept = _check_running(state, shape, generators)
+    else:
+        _check_between_epochs(state, shape)
     return copy.deepcopy(state), kept
+
+
+def _check_between_epochs(state: dict[str, Any], shape: Shape) -> None:
+    streams = state["streams"]
+    if streams is None or shape.workers is None:
+        return
+    if unreadable(streams):
+        raise _damaged(f"'streams' is {streams!r}")
+    check_count(streams, shape.workers, between_epochs=True)
 
 
 def _check_running(
@@ -346,22 +388,10 @@ def _check_streams(state: dict[str, Any], shape: Shape) -> None:
         raise _damaged(f"'streams' is {streams!r}")
     if streams is None:
         return
-    for stream in streams:
-        known = isinstance(stream, dict) and "dataset" in stream
-        if not known or type(stream.get("batches")) is not int or stream["batches"] < 0:
-            raise _damaged(f"'streams' is {streams!r}")
-        dataset = stream["dataset"]
-        if dataset is not None and not (
-            isinstance(dataset, dict) and {"ended", "dataset"} <= {*dataset}
-        ):
-            raise _damaged(f"'streams' is {streams!r}")
-    if len(streams) != shape.workers:
-        count = "0 or 1" if len(streams) == 1 else len(streams)
-        raise StateError(
-            f"the state was saved with {len(streams)} workers iterating over the dataset, and this "
-            f"loader has {shape.workers}: each has its own place in its own stream. "
-            f"Write DataLoader(..., num_workers={count})."
-        )
+    if unreadable(streams):
+        raise _damaged(f"'streams' is {streams!r}")
+    assert shape.workers is not None
+    check_count(streams, shape.workers, between_epochs=False)
     if state["rank"] != (None if shape.rank is None else list(shape.rank)):
         was = state["rank"] or ["no shard", 1]
         now = shape.rank or ("no shard", 1)
@@ -387,6 +417,12 @@ def _check_generators(saved: list[Any], generators: Sequence[torch.Generator]) -
             torch.Generator(device=generator.device).set_state(decode(text))
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise _damaged(f"a generator cannot be read ({error})") from error
+
+
+def _check_others(state: dict[str, Any]) -> None:
+    for name in ("others_at_start", "others"):
+        if state[name] is not None and not is_others(state[name]):
+            raise _damaged(f"{name!r} cannot be read")
 
 
 def _damaged(what: str) -> StateError:
