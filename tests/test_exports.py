@@ -56,7 +56,7 @@ EXTRAS = [
     "torchmetrics",
     "safetensors",
     "simplejpeg",
-    "zstandard",
+    "backports",
     "pandas",
     "datasets",
 ]

@@ -17,8 +17,8 @@ def import_extra(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
+        package = module if module.startswith("backports.") else module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # installed, and something that it needs is not: its own message says more
         raise MissingExtraError(
             f'{package} is not installed. Write: pip install "headrace[{extra}]"', name=package

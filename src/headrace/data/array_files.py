@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 import torch
 
-from headrace.data.files import PathLike
+from headrace.data.files import PathLike, fill
 from headrace.data.gatherer import Array, Gatherer, IndexArray
 from headrace.data.mapped import MappedFiles, memory_file
 from headrace.errors import ArrayTypeError, HeadraceError, MissingColumnError, SourceError
@@ -54,7 +54,9 @@ def open_npy(paths: Any, mmap_mode: MapMode) -> Any:
 def _open_npy(path: PathLike, mmap_mode: MapMode) -> Array:
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of NumPy and Python's parser, by which byte is wrong
         with open(path, "rb") as file:
             is_npy = file.read(6) == b"\x93NUMPY"
         if is_npy and "object" in str(error).lower():
@@ -118,8 +120,11 @@ def _from_archive(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) ->
                     f"{info.file_size - header_bytes:,}"
                 )
             if info.compress_type != zipfile.ZIP_STORED:
-                flat = np.frombuffer(bytearray(member.read()), dtype, math.prod(shape))
-                return flat.reshape(shape, order="F" if fortran else "C")
+                array = np.empty(shape, dtype, "F" if fortran else "C")
+                filled = fill(array.reshape(-1, order="A").view(np.uint8), member)
+                if filled < wanted:
+                    raise ValueError(f"it ends after {filled:,} of {wanted:,} bytes")
+                return array
     except Exception as error:  # of zipfile, zlib or NumPy, by which byte is wrong
         if isinstance(error, HeadraceError):
             raise

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, Self, TypeAlias
+from typing import IO, Any, BinaryIO, Self, TypeAlias
 
 from headrace.errors import SourceChangedError
 from headrace.written import told
@@ -17,6 +17,7 @@ from headrace.written import told
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _ABANDONED_S = 60.0
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ class Stamp:
                 f"bytes and has {found.st_size:,}. Leave files alone while they are read, and make "
                 f"the dataset again to read the new one."
             )
+
+
+def fill(buffer: Any, file: IO[bytes]) -> int:
+    """Read a file into all of a buffer of bytes; return how many there were.
+
+    In pieces: the files of zipfile and gzip make each read of theirs as bytes of its own first.
+    """
+    view, filled = memoryview(buffer), 0
+    while filled < len(view):
+        piece = file.readinto(view[filled : filled + _PIECE_BYTES])  # type: ignore[attr-defined]
+        if not piece:
+            break
+        filled += piece
+    return filled
 
 
 def cache_path(source: PathLike, suffix: str, directory: PathLike | None = None) -> Path:

@@ -191,7 +191,7 @@ class TestBadInput:
             list(stream)
 
     def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "zstandard", None)
+        monkeypatch.setitem(sys.modules, "backports.zstd", None)
         (tmp_path / "x").write_bytes(zstandard.compress(b"a\n"))
         with pytest.raises(ImportError, match=r'pip install "headrace\[text\]"'):
             list(StreamedTextLines(tmp_path / "x"))

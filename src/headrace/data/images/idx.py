@@ -11,11 +11,11 @@ import math
 import os
 import struct
 import zlib
-from io import BufferedIOBase
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from headrace.data.files import fill
 from headrace.errors import SourceError
 
 _TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -34,12 +34,12 @@ def read_idx(path: str) -> np.ndarray[Any, np.dtype[Any]]:
             if file.peek(2)[:2] != b"\x1f\x8b":
                 return _read(path, file, size_bytes)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _read(path, unpacked, size_bytes * _MAX_DEFLATE)
+                return _read(path, cast(BinaryIO, unpacked), size_bytes * _MAX_DEFLATE)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} cannot be read: {error}. Fetch the file again.") from error
 
 
-def _read(path: str, file: BufferedIOBase, most_bytes: int) -> np.ndarray[Any, np.dtype[Any]]:
+def _read(path: str, file: BinaryIO, most_bytes: int) -> np.ndarray[Any, np.dtype[Any]]:
     """Read the array; ``most_bytes`` is what the file could hold, whatever its head says."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] == 0:
@@ -53,15 +53,30 @@ def _read(path: str, file: BufferedIOBase, most_bytes: int) -> np.ndarray[Any, n
         raise SourceError(f"{path} ends within its head. Fetch the file again.")
     shape = struct.unpack(f">{dimensions}I", lengths)
     wanted = math.prod(shape) * dtype.itemsize
-    # One byte more than wanted, to see whether there is one; nothing is allocated on a lie.
-    data = file.read(wanted + 1) if wanted <= most_bytes else b""
-    if len(data) != wanted:
-        found = "more" if len(data) > wanted else f"{len(data):,}"
-        if wanted > most_bytes:
-            found = f"no more than {most_bytes:,}"
+    if wanted > most_bytes:
+        raise _other_length(path, shape, dtype, f"no more than {most_bytes:,}")
+    try:
+        array = np.empty(shape, dtype)
+    except (ValueError, MemoryError) as error:  # more dimensions, or more bytes, than there can be
         raise SourceError(
-            f"{path}: its head says {shape} of {dtype.name}, which is {wanted:,} bytes, but it "
-            f"holds {found}. Fetch the file again."
-        )
-    array = np.frombuffer(bytearray(data), dtype).reshape(shape)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+            f"{path}: its head says {shape} of {dtype.name}, which cannot be made: {error}. "
+            f"Fetch the file again."
+        ) from error
+    filled = fill(array.reshape(-1).view(np.uint8), file)
+    if filled < wanted:
+        raise _other_length(path, shape, dtype, f"{filled:,}")
+    if file.read(1):
+        raise _other_length(path, shape, dtype, "more")
+    if not dtype.isnative:
+        array = array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return array
+
+
+def _other_length(
+    path: str, shape: tuple[int, ...], dtype: np.dtype[Any], found: str
+) -> SourceError:
+    wanted = math.prod(shape) * dtype.itemsize
+    return SourceError(
+        f"{path}: its head says {shape} of {dtype.name}, which is {wanted:,} bytes, but it "
+        f"holds {found}. Fetch the file again."
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, BinaryIO
 
 from headrace.errors import SourceError
@@ -21,7 +23,7 @@ def open_at(path: str, compression: str | None, offset: int) -> BinaryIO:
     """Open a file at a byte of its content, decompressing what is before it.
 
     Raises:
-        MissingExtraError: zstd, and zstandard is not installed.
+        MissingExtraError: zstd, and backports.zstd is not installed.
         SourceError: the file ends before, or is damaged.
     """
     file = open(path, "rb")  # noqa: SIM115  (the reader's to close)
@@ -37,10 +39,39 @@ def open_at(path: str, compression: str | None, offset: int) -> BinaryIO:
     return reader
 
 
+class _Gzip:
+    """zlib's decompressor with the interface of bz2's, lzma's and zstd's."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(_GZIP)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, raw: bytes, max_length: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + raw, max_length)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        return import_module("compression.zstd")
+    return import_extra("backports.zstd", "text")
+
+
 class _Decompressed(io.RawIOBase):
     """The content of a file of one or more gzip members, bzip2 or xz streams, or zstd frames.
 
-    Not gzip.open and zstandard.open: the second takes a file that was cut short for a whole one.
+    Not the libraries' own files: some take one that was cut short for a whole one. No more is made
+    than was asked for: a few bytes can swell to gigabytes.
     """
 
     def __init__(self, file: BinaryIO, path: str, compression: str) -> None:
@@ -50,46 +81,46 @@ class _Decompressed(io.RawIOBase):
         self._new: Callable[[], Any]
         self._error: type[Exception]
         if compression == "gzip":
-            self._new, self._error = (lambda: zlib.decompressobj(_GZIP)), zlib.error
+            self._new, self._error = _Gzip, zlib.error
         elif compression == "bzip2":
             self._new, self._error = bz2.BZ2Decompressor, OSError
         elif compression == "xz":
             self._new, self._error = lzma.LZMADecompressor, lzma.LZMAError
         else:
-            zstandard = import_extra("zstandard", "text")
-            self._new = zstandard.ZstdDecompressor().decompressobj
-            self._error = zstandard.ZstdError
+            zstd = _zstd()
+            self._new, self._error = zstd.ZstdDecompressor, zstd.ZstdError
         self._decompressor: Any = None
-        self._made = b""
         self._rest = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._made:
-            raw = self._rest or self._file.read(_READ_BYTES)
-            self._rest = b""
-            if not raw:
-                if self._decompressor is not None:
-                    raise SourceError(
-                        f"{self._path} was cut short: its {self._compression} data does not come "
-                        f"to an end. Copy or compress the file again."
-                    )
+        made, stuck = b"", False
+        while not made:
+            raw, at_end = b"", False
+            if self._decompressor is None or self._decompressor.needs_input or stuck:
+                raw, self._rest = self._rest or self._file.read(_READ_BYTES), b""
+                at_end = not raw
+            if at_end and self._decompressor is None:
                 return 0
-            self._made = self._decompress(raw)
-        size = min(len(buffer), len(self._made))
-        buffer[:size] = self._made[:size]
-        self._made = self._made[size:]
-        return size
+            made = self._decompress(raw, len(buffer))
+            stuck = not raw  # zstd's says at times that it has more to give, and has not
+            if at_end and not made and self._decompressor is not None:
+                raise SourceError(
+                    f"{self._path} was cut short: its {self._compression} data does not come "
+                    f"to an end. Copy or compress the file again."
+                )
+        buffer[: len(made)] = made
+        return len(made)
 
-    def _decompress(self, raw: bytes) -> bytes:
+    def _decompress(self, raw: bytes, most: int) -> bytes:
         if self._decompressor is None:
             if self._compression in ("gzip", "xz") and not (raw := raw.lstrip(b"\0")):
                 return b""  # tapes, block devices and xz fill up with zeros behind the last one
             self._decompressor = self._new()
         try:
-            made: bytes = self._decompressor.decompress(raw)
+            made: bytes = self._decompressor.decompress(raw, most)
         except self._error as error:
             raise SourceError(
                 f"{self._path} is damaged: its {self._compression} data cannot be decompressed "
