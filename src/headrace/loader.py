@@ -36,6 +36,7 @@ from headrace.engine.shared import AVAILABLE
 from headrace.engine.stats import Statistics
 from headrace.errors import OptionError
 from headrace.iterator import LoaderIterator
+from headrace.sampling.groups import shuffle_of
 from headrace.sampling.random import RandomSampler, uses_bijection
 from headrace.sampling.ranks import Uneven
 from headrace.sized import length_of
@@ -212,7 +213,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         if backend == "thread" and workers > 1 and isinstance(dataset, IterableDataset):
             check_threads(dataset)
         if type(self.sampler) is TorchRandomSampler and sampler is None:
-            self._shuffle_large(self.sampler)
+            self._shuffle_otherwise(self.sampler)
         self.seed = seed_of(seed)
         self.shard = shard
         self.uneven = uneven
@@ -226,11 +227,13 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
             self.collate_fn = Carrier(self.collate_fn, options)
         self._session = Session()
 
-    def _shuffle_large(self, sampler: TorchRandomSampler) -> None:
-        """Order a dataset of more than 2^24 samples by arithmetic, not by a list of them."""
-        if not uses_bijection(len(sampler.data_source)):
+    def _shuffle_otherwise(self, sampler: TorchRandomSampler) -> None:
+        """Order the samples as the dataset wants it; more than 2^24 by arithmetic, not a list."""
+        own: Any = shuffle_of(sampler.data_source, sampler.generator)
+        if own is None and uses_bijection(len(sampler.data_source)):
+            own = RandomSampler(sampler.data_source, generator=sampler.generator)
+        if own is None:
             return
-        own = RandomSampler(sampler.data_source, generator=sampler.generator)
         self.__dict__["sampler"] = own
         if self.batch_sampler is not None:
             self.batch_sampler.sampler = own  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset, Subset
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler, Subset
 
 from headrace.data.gather import find_gatherer
 from headrace.data.gatherer import Gatherer, IndexArray
@@ -21,6 +22,7 @@ from headrace.data.identity import function_identity, identity_of
 from headrace.data.progress import Progress
 from headrace.errors import SampleIndexError
 from headrace.rng import BorrowedGenerators, ProcessGenerators, begin_task, end_task
+from headrace.sampling.groups import shuffle_of
 
 Function: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], object]
@@ -85,6 +87,10 @@ class MappedDataset(Source):
         """Return the samples at ``indices``, asking the dataset for all at once if it can."""
         samples = zip(indices, _samples(self.dataset, indices), strict=True)
         return [_call(self.fn, sample, index) for index, sample in samples]
+
+    def __shuffle__(self, generator: torch.Generator | None) -> Sampler[int] | None:
+        """Return what the dataset wants ``shuffle=True`` to be."""
+        return shuffle_of(self.dataset, generator)  # type: ignore[arg-type]
 
     def _identity(self) -> str:
         return f"{identity_of(self.dataset)} {function_identity(self.fn)}"

@@ -3,6 +3,7 @@
 from headrace.sampling.balanced import ClassBalancedSampler
 from headrace.sampling.buckets import BucketBatchSampler
 from headrace.sampling.distributed import DistributedSampler
+from headrace.sampling.groups import GroupSampler
 from headrace.sampling.packing import PackedBatchSampler
 from headrace.sampling.planned import PlannedBatchSampler
 from headrace.sampling.random import RandomSampler
@@ -15,6 +16,7 @@ __all__ = [
     "BucketBatchSampler",
     "ClassBalancedSampler",
     "DistributedSampler",
+    "GroupSampler",
     "PackedBatchSampler",
     "PlannedBatchSampler",
     "RandomSampler",

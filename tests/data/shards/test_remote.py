@@ -1,5 +1,6 @@
 """Shards in an object store and on a web server: real servers, forks, faults and refusals."""
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -139,6 +140,16 @@ def test_workers_of_a_process_that_has_read_read_too(shards, web, start):
 def test_resume_at_every_step(shards, web):
     urls = [f"{web.address}/{name}" for name in names(shards)]
     assert_exact_resume(lambda: DataLoader(TarDataset(urls), 8, shuffle=True, seed=1))
+
+
+def test_shuffled_it_reads_some_shards_at_a_time(shards, web):
+    urls = [f"{web.address}/{name}" for name in names(shards)]
+    loader = DataLoader(TarDataset(urls, shuffle_shards=1), 4, shuffle=True, seed=0)
+    web.seen.clear()
+    assert sorted(n for batch in loader for n in batch["cls"].tolist()) == list(range(40))
+    read = [path for _, path, _ in web.seen]
+    assert len([*itertools.groupby(read)]) <= 2 * len(urls)  # a batch may lie in two
+    assert TarDataset(urls).shuffle_shards == 16
 
 
 def test_a_fork_takes_nothing_from_its_parent(shards, web):

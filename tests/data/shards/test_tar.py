@@ -364,3 +364,18 @@ def test_json_round_trip_through_a_batch(tmp_path):
     loader = DataLoader(TarDataset(write_tar(tmp_path / "x.tar", files)), batch_size=4)
     (batch,) = loader
     assert batch["json"]["x"].tolist() == [0, 1, 2, 3]
+
+
+def test_shuffling_some_shards_at_a_time(tmp_path):
+    for n in range(8):
+        write_tar(tmp_path / f"{n}.tar", samples(3 + n, 100 * n))
+    full = DataLoader(TarDataset(tmp_path), 4, shuffle=True)
+    assert type(full.sampler) is torch.utils.data.RandomSampler
+    dataset = TarDataset(tmp_path, shuffle_shards=2)
+    loader = DataLoader(dataset, 4, shuffle=True, seed=0, num_workers=2)
+    assert (loader.sampler.window, list(loader.sampler.group_sizes)) == (2, list(range(3, 11)))
+    keys = [key for batch in loader for key in batch["__key__"]]
+    assert sorted(keys) == sorted(s["__key__"] for s in dataset)
+    assert_exact_resume(lambda: DataLoader(dataset, 8, shuffle=True, seed=1))
+    with pytest.raises(OptionError, match="shuffle_shards=16"):
+        TarDataset(tmp_path, shuffle_shards=0)

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
+
 from headrace.data.compose import Source
 from headrace.data.files import PathLike
 from headrace.data.progress import Progress
@@ -27,8 +30,10 @@ from headrace.errors import (
 )
 from headrace.machine import open_files_limit
 from headrace.notices import warn_user
+from headrace.sampling.groups import GroupSampler
 
 _LOOKED_AT_BYTES = 64
+_WINDOW = 16
 
 
 class _Open(NamedTuple):
@@ -67,6 +72,9 @@ class TarDataset(Source):
         storage_options: of the store that the addresses are in, beside what the environment says:
             ``{"endpoint": "http://...", "access_key_id": ..., "secret_access_key": ...}``,
             ``{"profile": "name"}``, ``{"skip_signature": True}`` and the others of obstore.
+        shuffle_shards: what ``shuffle=True`` is: shards in random order, and the samples of so many
+            of them mixed at a time. None is 16 where there are shards in stores, and a full
+            shuffle where all are on this machine.
 
     An index takes 20 bytes a file and 8 a sample, and the keys; it is mapped, so that workers share
     it. Pickling the dataset pickles the paths.
@@ -88,10 +96,15 @@ class TarDataset(Source):
         on_error: Literal["raise", "skip"] = "raise",
         cache_dir: PathLike | None = None,
         storage_options: Options | None = None,
+        shuffle_shards: int | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise OptionError(
                 f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
+            )
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise OptionError(
+                f"shuffle_shards={shuffle_shards} mixes none. Write shuffle_shards=16."
             )
         self._decoders = Decoders(decode, size)
         self._stores = Stores(storage_options)
@@ -100,6 +113,8 @@ class TarDataset(Source):
         self.skipped: list[tuple[str, str]] = []
         self._indexes = Indexes(cache_dir, self._stores)
         self._in_stores = any(place.about is not None for place in self._places)
+        every = _WINDOW if self._in_stores else len(self._places)
+        self.shuffle_shards = every if shuffle_shards is None else shuffle_shards
         self._open: dict[int, _Open] = {}
         with Progress("indexing shards", len(self.urls), "shards") as progress:
             counts = [self._first_look(n, on_error, progress) for n in range(len(self.urls))]
@@ -165,6 +180,12 @@ class TarDataset(Source):
     def __len__(self) -> int:
         """Return the number of samples."""
         return self._ends[-1]
+
+    def __shuffle__(self, generator: torch.Generator | None) -> GroupSampler | None:
+        """Return the order of ``shuffle=True``: of shards, then within some of them at a time."""
+        if self.shuffle_shards >= len(self._places):
+            return None
+        return GroupSampler(np.diff(self._ends, prepend=0), self.shuffle_shards, generator)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample."""

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import Sampler
 
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf
 from headrace.data.images.decoder import ImageDecoder
@@ -25,11 +23,9 @@ from headrace.data.tables.kinds import (
 )
 from headrace.data.tables.nested import Column, map_arrays, take
 from headrace.data.tables.partitions import Partitions
-from headrace.errors import OptionError, SourceError
+from headrace.errors import SourceError
 from headrace.extras import import_extra
-from headrace.rng import mix
-from headrace.sampling.order import CHUNK, Chunks
-from headrace.sampling.random import draw_seed
+from headrace.sampling.groups import GroupSampler
 
 _READS_BEFORE_WARNING = 16
 _TIMES_OVER = 4
@@ -294,63 +290,15 @@ class GroupRows:
             )
 
 
-class RowGroupSampler(Sampler[int]):
+class RowGroupSampler(GroupSampler):
     """A shuffle that reads each row group once: of the groups, then of the rows of a few of them.
 
     Args:
         group_sizes: rows of each row group.
         window: how many row groups are shuffled together.
         generator: where the order comes from; None is torch's global generator.
-
-    Each epoch draws one int64, as torch's ``RandomSampler`` does; everything else follows from it,
-    so that an epoch resumes at any position at once.
     """
 
-    def __init__(
-        self,
-        group_sizes: npt.ArrayLike,
-        window: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.group_sizes = np.asarray(group_sizes, np.int64)
-        if window < 1:
-            raise OptionError(f"window= is a number of row groups, at least 1, got {window}.")
-        self.window = window
-        self.generator = generator
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return int(self.group_sizes.sum())
-
-    def __iter__(self) -> Iterator[int]:
-        for chunk in self.index_chunks():
-            yield from chunk.tolist()
-
-    def order_facts(self) -> dict[str, Any]:
-        """Return what the order is a function of, beside the seed."""
-        return {"group_sizes": self.group_sizes, "window": self.window}
-
-    def index_chunks(self, start: int = 0) -> Chunks:
-        """Yield the order from position ``start`` on."""
-        seed = draw_seed(self.generator)
-        starts = np.cumsum(self.group_sizes) - self.group_sizes
-        order = _permutation(len(starts), mix(seed, 0))
-        for number, low in enumerate(range(0, len(order), self.window), 1):
-            groups = order[low : low + self.window]
-            count = int(self.group_sizes[groups].sum())
-            if start >= count:
-                start -= count
-                continue
-            rows = np.concatenate(
-                [np.arange(starts[g], starts[g] + self.group_sizes[g]) for g in groups]
-            )
-            shuffle = _permutation(count, mix(seed, number))
-            for first in range(start, count, CHUNK):
-                yield rows[shuffle[first : first + CHUNK]]
-            start = 0
-
-
-def _permutation(n: int, seed: int) -> npt.NDArray[np.int64]:
-    generator = torch.Generator().manual_seed(seed >> 1)
-    order: npt.NDArray[np.int64] = torch.randperm(n, generator=generator).numpy()
-    return order
+    index_chunks = (
+        GroupSampler.index_chunks
+    )  # of its own: one that inherits it may be another order
