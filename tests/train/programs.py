@@ -42,6 +42,10 @@ def make_loader(kind):
         return torch.utils.data.DataLoader(
             Numbers(), batch_size=4, shuffle=True, generator=generator
         )
+    if kind == "workers":
+        return DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2)
+    if kind == "torch workers":
+        return torch.utils.data.DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2)
     dataset = Numbers()
     return [
         (torch.stack([dataset[i][0] for i in rows]), torch.tensor([i % 3 for i in rows]))
@@ -80,6 +84,16 @@ def train(folder, kind="headrace", accumulate=2, sigterm_at=None, **options):
     trainer = make_trainer(steps, accumulate=accumulate, callbacks=[Say(sigterm_at)], **options)
     validation = DataLoader(Numbers(7), batch_size=3)
     return trainer.fit(loader, validation, 3, folder, checkpoint_every_steps=1)
+
+
+def train_long(folder, kind, epochs=30):
+    """Epochs of 13 steps, with a checkpoint behind each; goes on where it was."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    torch.set_num_threads(1)
+    trainer = make_trainer(callbacks=[Say()], scheduler=None, guards=False)
+    trainer.fit(make_loader(kind), None, epochs, folder, checkpoint_every_steps=1)
 
 
 def train_ranks(folder, sigterm_at=None):

@@ -4,6 +4,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,16 +12,18 @@ from headrace.train.checkpoint import Checkpoints, load
 from train.programs import train
 
 
-def outcome(folder):
+def outcome(folder, epochs=3):
     """Return the weights and all that was logged, from the last checkpoint."""
     model, state = load(folder / Checkpoints(folder, 3).newest())
-    assert state["position"]["epoch"] == 3
+    assert state["position"]["epoch"] == epochs
     return model, state["optimizer"]["state"], state["history"]
 
 
 def same(ours, theirs):
     if isinstance(ours, torch.Tensor):
         return torch.equal(ours, theirs)
+    if isinstance(ours, np.ndarray):
+        return np.array_equal(ours, theirs)
     if isinstance(ours, dict):
         return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
     if isinstance(ours, (list, tuple)):
@@ -39,7 +42,7 @@ def kill_somewhere(program, draw):
     return program.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kind", ["headrace", "torch", "list"])
+@pytest.mark.parametrize("kind", ["headrace", "workers", "torch", "list"])
 def test_kills_leave_no_trace(start, tmp_path, kind):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     train(undisturbed, kind)
