@@ -19,6 +19,7 @@ from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
 from headrace.data.shards.index import Indexes, ShardIndex, Summary
 from headrace.data.shards.places import File
+from headrace.data.stores.kept import Kept
 from headrace.data.stores.remote import Options, RemoteFile, Stores, shown
 from headrace.data.text.known import PROGRAMS, compression_of
 from headrace.errors import (
@@ -72,6 +73,10 @@ class TarDataset(Source):
         storage_options: of the store that the addresses are in, beside what the environment says:
             ``{"endpoint": "http://...", "access_key_id": ..., "secret_access_key": ...}``,
             ``{"profile": "name"}``, ``{"skip_signature": True}`` and the others of obstore.
+        cache_bytes: keep so many bytes of the shards in stores in ``shards`` in the cache
+            directory: each that is read from is fetched whole, once for all processes of the
+            machine, beside the reading, which is by ranges until then. The ones used least
+            recently make room. None keeps none.
         shuffle_shards: what ``shuffle=True`` is: shards in random order, and the samples of so many
             of them mixed at a time. None is 16 where there are shards in stores, and a full
             shuffle where all are on this machine.
@@ -97,6 +102,7 @@ class TarDataset(Source):
         cache_dir: PathLike | None = None,
         storage_options: Options | None = None,
         shuffle_shards: int | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise OptionError(
@@ -115,6 +121,10 @@ class TarDataset(Source):
         self._in_stores = any(place.about is not None for place in self._places)
         every = _WINDOW if self._in_stores else len(self._places)
         self.shuffle_shards = every if shuffle_shards is None else shuffle_shards
+        self._kept = None if cache_bytes is None else Kept(cache_dir, cache_bytes)
+        if self._kept is not None:
+            sizes = [p.stamp.size_bytes for p in self._places if p.about is not None]
+            self._kept.check_window(sizes, self.shuffle_shards)
         self._open: dict[int, _Open] = {}
         with Progress("indexing shards", len(self.urls), "shards") as progress:
             counts = [self._first_look(n, on_error, progress) for n in range(len(self.urls))]
@@ -169,13 +179,24 @@ class TarDataset(Source):
         if opened is None:
             place = self._places[number]
             index = self._indexes.open(place)
-            opened = _Open(place.open(self._stores), index, index.summary.suffixes)
+            file = self._from_kept(place.open(self._stores))
+            opened = _Open(file, index, index.summary.suffixes)
             if len(self._open) >= open_files_limit() // 4:  # each holds two
                 self._open.pop(next(iter(self._open)))  # the one whose last use is longest ago
         else:
             opened.file.check()
+            opened = opened._replace(file=self._from_kept(opened.file))
         self._open[number] = opened
         return opened
+
+    def _from_kept(self, file: File) -> File:
+        """Return the copy of a shard that is kept; if there is none, have it made."""
+        if self._kept is None or not isinstance(file, RemoteFile):
+            return file
+        kept = self._kept.open(file.about, file)
+        if kept is None:
+            self._kept.fetch(file.about, self._stores)
+        return kept or file
 
     def __len__(self) -> int:
         """Return the number of samples."""

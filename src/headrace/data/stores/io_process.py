@@ -4,11 +4,12 @@ It is a program by itself, which imports nothing of headrace and none of torch, 
 a tenth of a second. Why there is such a process: see ``remote.py``.
 
 A request is 4 bytes of length and a JSON object: ``{"do": "read", "options": {...}, "spans":
-[[address, etag, size, first, last], ...]}``, or "head", "list", "put" (with the bytes behind it).
+[[address, etag, size, first, last], ...]}``, or "head", "list", "fetch", "put" (its bytes follow).
 An answer is 4 bytes of length, a JSON object, and for "read" the bytes that it says follow. The end
 of stdin ends the process.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -28,6 +29,7 @@ _ATTEMPTS = 6
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
 _AT_ONCE = 16
+_PIECE_BYTES = 8 << 20
 
 # What another attempt will not change.
 _FINAL = {
@@ -165,6 +167,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 answer = {"ok": about}
             elif request["do"] == "list":
                 answer = {"ok": _list(address, options)}
+            elif request["do"] == "fetch":
+                answer = {"ok": _keeper.fetch(request, options)}
             else:
                 data = requests.read(request["size"])
                 store, path = _store_of(address, options)
@@ -179,6 +183,136 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         for data in body:
             answers.write(data)
         answers.flush()
+
+
+class _Keeper:
+    """Fetches shards into a directory, one at a time, beside what is read.
+
+    ``x.shard.part`` is what is on its way, as long as the shard from the beginning so that its room
+    is taken; whoever holds its lock fetches it. ``x.shard.mark`` names the file that was put in the
+    place of ``x.shard``: only what has its mark is ever removed.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: set[str] = set()
+        self._problem = ""
+
+    def fetch(self, request: dict[str, Any], options: dict[str, Any]) -> str:
+        """Begin to fetch a shard; return what went wrong with the last one, "" for nothing."""
+        path = request["path"]
+        if path not in self._waiting:
+            self._waiting.add(path)
+            self._pool.submit(self._attempt, request, options)
+        problem, self._problem = self._problem, ""
+        return problem
+
+    def _attempt(self, request: dict[str, Any], options: dict[str, Any]) -> None:
+        path = request["path"]
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor = os.open(path + ".part", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                self._hold(descriptor, path, request, options)
+            finally:
+                os.close(descriptor)
+        except BlockingIOError:
+            pass  # another process fetches it
+        except Exception as error:
+            self._problem = str(error).partition("\n")[0] or type(error).__name__
+        finally:
+            self._waiting.discard(path)
+
+    def _hold(
+        self, descriptor: int, path: str, request: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part = path + ".part"
+        if not _is_at(part, descriptor) or os.path.exists(path):
+            return  # it was fetched meanwhile
+        try:
+            if not self._take_room(descriptor, path, request["size"], request["bound"]):
+                os.unlink(part)
+                return
+            for first in range(0, request["size"], _PIECE_BYTES):
+                last = min(first + _PIECE_BYTES, request["size"])
+                span = [request["address"], request["etag"], request["size"], first, last]
+                data = memoryview(_read(span, options))
+                while data:
+                    data = data[os.pwrite(descriptor, data, last - len(data)) :]
+            os.fsync(descriptor)
+            found = os.fstat(descriptor)
+            with open(path + ".mark", "w", encoding="ascii") as mark:
+                mark.write(f"{found.st_dev} {found.st_ino} {found.st_size}")
+            os.rename(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+
+    def _take_room(self, descriptor: int, path: str, size: int, bound: int) -> bool:
+        """Give up the shards used least recently until there is room, and take it."""
+        folder = os.path.dirname(path)
+        lock = os.open(os.path.join(folder, ".room.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.ftruncate(descriptor, 0)
+            used, own = 0, []
+            for entry in os.scandir(folder):
+                if entry.name.endswith((".shard", ".part")) and entry.is_file():
+                    found = entry.stat()
+                    used += found.st_size
+                    if entry.name.endswith(".shard") and _has_mark(entry.path, found):
+                        own.append((found.st_mtime_ns, found.st_size, entry.path))
+                    elif entry.name.endswith(".part") and entry.path != path + ".part":
+                        used -= _removed_if_abandoned(entry.path, found.st_size)
+            for _, freed, oldest in sorted(own):
+                if used + size <= bound:
+                    break
+                os.unlink(oldest)
+                os.unlink(oldest + ".mark")
+                used -= freed
+            if used + size > bound:
+                return False
+            os.truncate(descriptor, size)
+            return True
+        finally:
+            os.close(lock)
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Say whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _has_mark(path: str, found: os.stat_result) -> bool:
+    try:
+        with open(path + ".mark", encoding="ascii") as mark:
+            return mark.read() == f"{found.st_dev} {found.st_ino} {found.st_size}"
+    except OSError:
+        return False
+
+
+def _removed_if_abandoned(part: str, size: int) -> int:
+    """Remove what a process that was killed left on its way; return how many bytes that frees."""
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except FileNotFoundError:
+        return size
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(part, descriptor):
+            os.unlink(part)
+        return size
+    except BlockingIOError:
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+_keeper = _Keeper()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ class LocalFile:
         OSError: it cannot be opened.
     """
 
+    _fd = -1
+
     def __init__(self, path: PathLike, stamp: Stamp | None = None) -> None:
-        self._fd = -1
         self.path = os.fspath(path)
         self.stamp = Stamp.of(path) if stamp is None else stamp
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

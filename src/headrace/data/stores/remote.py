@@ -85,6 +85,20 @@ class Stores:
         """Write an object."""
         self._ask({"do": "put", "address": address, "size": len(data)}, data)
 
+    def fetch(self, about: Object, path: str, bound: int) -> str:
+        """Begin to fetch an object to a file; return what went wrong with an earlier one, or ""."""
+        problem, _ = self._ask(
+            {
+                "do": "fetch",
+                "address": about.address,
+                "etag": about.etag,
+                "size": about.size_bytes,
+                "path": path,
+                "bound": bound,
+            }
+        )
+        return self._without_secrets(problem, about.address)
+
     def read(self, ranges: Sequence[tuple[Object, int, int]]) -> list[bytes]:
         """Return the bytes of ranges (object, offset, size); neighbours come in one request.
 
