@@ -65,7 +65,7 @@ class TestImages:
 
     def test_that_cannot_be_decoded_are_named(self, read: Any) -> None:
         rows = [{"bytes": png(0), "path": ""}, {"bytes": png(0)[:20], "path": ""}]
-        with pytest.raises(SourceError, match=r"a, image 1 cannot be decoded"):
+        with pytest.raises(SourceError, match=r"column 'a', image 1 cannot be decoded"):
             _ = read(pa.table({"a": rows}))[1]
 
     def test_that_are_elsewhere_are_named(self, read: Any) -> None:

@@ -263,7 +263,8 @@ def _images(array: Any, place: Place) -> Images:
         )
     assert place.decoder is not None
     pieces = cast(Pieces, _column(encoded, replace(place, missing="error")))
-    return Images(pieces, place.name, place.decoder)
+    first = place.first_row if place.owner is None else 0
+    return Images(pieces, f"{place.where}, column {place.name!r}", place.decoder, first)
 
 
 def _without_nulls(array: Any, place: Place) -> Any:

@@ -90,10 +90,11 @@ class Structs:
 class Images:
     """A column of images: encoded in memory, decoded when they are asked for."""
 
-    def __init__(self, encoded: Pieces, name: str, decoder: ImageDecoder) -> None:
+    def __init__(self, encoded: Pieces, name: str, decoder: ImageDecoder, first: int = 0) -> None:
         self.encoded = encoded
-        self.name = name
+        self.name = name  # with the file, for errors; ``first`` is the number of the first image
         self._decoder = decoder
+        self._first = first
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -102,7 +103,7 @@ class Images:
         """Return the images at ``indices``."""
         places = indices.tolist()
         return [
-            self._decoder(data, f"{self.name}, image {place:,}")
+            self._decoder(data, f"{self.name}, image {self._first + place:,}")
             for place, data in zip(places, self.encoded.take(indices), strict=True)
         ]
 
@@ -136,5 +137,5 @@ def map_arrays(column: Column, function: Callable[[Array], Array]) -> Column:
     if isinstance(column, Images):
         encoded = column.encoded
         pieces = Pieces(encoded.kind, function(encoded.offsets), function(encoded.values))
-        return Images(pieces, column.name, column._decoder)
+        return Images(pieces, column.name, column._decoder, column._first)
     return function(column)
