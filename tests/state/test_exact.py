@@ -42,14 +42,7 @@ def test_every_order_goes_on_at_every_step(order, data):
         assert rest == batches[epoch + 1 :], f"after epoch {epoch}"
 
 
-@NO_DEADLINE
-@example("augmented", 17, "shuffled", 4, 0, 2, False, (0, 2))
-@example("augmented", 17, "custom, lazy", 4, 2, 0, False, (0, 2))
-@example("augmented", 32, "custom, lazy", 6, 2, 0, True, (0, 3))
-@example("columns", 33, "custom, lazy", 2, 1, 2, True, (1, 5))
-@example("augmented", 24, "stateful", 8, 0, 0, False, (0, 3))
-@example("augmented", 24, "stateful", 8, 2, 1, False, (0, 3))
-@given(
+ANY = given(
     data=st.sampled_from(["augmented", "columns"]),
     n=st.integers(1, 40),
     order=st.sampled_from(sorted(loaders.ORDERS)),
@@ -59,7 +52,30 @@ def test_every_order_goes_on_at_every_step(order, data):
     drop_last=st.booleans(),
     stop=st.tuples(st.integers(0, 1), st.integers(0, 12)),
 )
+
+
+@NO_DEADLINE
+@example("augmented", 17, "shuffled", 4, 0, 2, False, (0, 2))
+@example("augmented", 17, "custom, lazy", 4, 2, 0, False, (0, 2))
+@example("augmented", 32, "custom, lazy", 6, 2, 0, True, (0, 3))
+@example("columns", 33, "custom, lazy", 2, 1, 2, True, (1, 5))
+@example("augmented", 24, "stateful", 8, 0, 0, False, (0, 3))
+@example("augmented", 24, "stateful", 8, 2, 1, False, (0, 3))
+@ANY
 def test_another_process_with_other_workers_goes_on(
+    fresh, data, n, order, batch_size, workers, other_workers, drop_last, stop
+):
+    arguments = (data, n, order, batch_size)
+    before = {"num_workers": workers, "drop_last": drop_last}
+    after = {"num_workers": other_workers, "drop_last": drop_last}
+    check(fresh, arguments, before, after, stop)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@settings(NO_DEADLINE, max_examples=1000)
+@ANY
+def test_a_thousand_ways_to_go_on(
     fresh, data, n, order, batch_size, workers, other_workers, drop_last, stop
 ):
     arguments = (data, n, order, batch_size)
