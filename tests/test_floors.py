@@ -26,6 +26,7 @@ FLOORS = [
             "extras",
             "tree",
             "rng",
+            "mersenne",
             "memory",
             "notices",
             "oom",

@@ -61,7 +61,7 @@ def test_never_more_than_the_bound_and_one_batch(
     data, size, count, workers, depth, limit, in_order
 ):
     backend = Scales([size] * count, workers, endless(data))
-    policy = Policy(depth=depth, eager=True, in_order=in_order, ahead_bytes=limit)
+    policy = Policy(depth=depth, in_order=in_order, ahead_bytes=limit)
     window = Window(Tasks(iter([[n] for n in range(count)]), 0, 0), backend, Counters(), policy)
     handed_out = []
     for step in window:
@@ -80,7 +80,7 @@ def test_never_more_than_the_bound_and_one_batch(
 )
 def test_batches_of_any_size_all_come(data, sizes, workers, limit):
     backend = Scales(sizes, workers, endless(data))
-    policy = Policy(depth=8, eager=True, ahead_bytes=limit)
+    policy = Policy(depth=8, ahead_bytes=limit)
     tasks = Tasks(iter([[n] for n in range(len(sizes))]), 0, 0)
     assert list(Window(tasks, backend, Counters(), policy)) == list(range(len(sizes)))
 

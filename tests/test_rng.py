@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset
 
-from headrace import DataLoader
-from headrace import rng as rng_module
+from headrace import DataLoader, mersenne
 from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
 from oracle import generator_states, seed_everything
 
@@ -63,8 +62,7 @@ def collate(samples: Any) -> Any:
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states as memory, and through the public calls where they cannot be found."""
     if request.param == "public":
-        monkeypatch.setattr(rng_module, "_find", lambda *_: None)
-        monkeypatch.setattr(rng_module, "_numpy_key", lambda: None)
+        monkeypatch.setattr(mersenne, "_find", lambda *_: None)
 
 
 def with_new_generators(dataset: Any) -> None:

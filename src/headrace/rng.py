@@ -1,23 +1,15 @@
-"""The generators of a task: derived from its seed, saved before and put back after user code.
-
-Three generators are the process's own: torch's default one, NumPy's legacy ``np.random`` and
-``random``. The public ways to save and restore the last two cost 50 us and 20 us a time, more than
-collating a batch, so their state is copied as memory. Where the state lies inside the objects is
-found once, by looking for the values that the public call reports; where it cannot be found, the
-public calls are used.
-"""
+"""The generators of a task: derived from its seed, saved before and put back after user code."""
 
 from __future__ import annotations
 
-import ctypes
 import random
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from headrace import mersenne
 
 _MASK64 = (1 << 64) - 1
 _START = _MASK64  # the "step" of what runs before the first batch: iter(dataset)
@@ -44,126 +36,50 @@ def task_seed(base_seed: int, epoch: int, step: int | None) -> int:
     return mix(base_seed, epoch, _START if step is None else step)
 
 
-class _RawState:
-    """Copies a generator's state as the bytes ``[address, address + size)`` of memory."""
-
-    def __init__(self, address: int, size_bytes: int) -> None:
-        self._address = address
-        self._size_bytes = size_bytes
-
-    def save(self) -> bytes:
-        return ctypes.string_at(self._address, self._size_bytes)
-
-    def restore(self, saved: bytes) -> None:
-        ctypes.memmove(self._address, saved, self._size_bytes)
-
-
-class _PublicState:
-    """Copies a generator's state through its public calls."""
-
-    def __init__(self, save: Callable[[], Any], restore: Callable[[Any], Any]) -> None:
-        self.save = save
-        self.restore = restore
-
-
-def _find(owner: object, wanted: bytes, size_bytes: int) -> int | None:
-    """Return the address at which ``owner``'s memory holds exactly ``wanted``."""
-    place = ctypes.string_at(id(owner), size_bytes).find(wanted)
-    return None if place < 0 else id(owner) + place
-
-
-def _python_state() -> _RawState | _PublicState:
-    inner = getattr(random, "_inst", None)
-    public = _PublicState(random.getstate, random.setstate)
-    if type(inner) is not random.Random:
-        return public
-    words = random.getstate()[1]
-    key = np.array(words[:-1], np.uint32).tobytes()
-    # The position in the key stands before it, as a C int: both are copied in one piece.
-    wanted = words[-1].to_bytes(4, "little") + key
-    address = _find(inner, wanted, inner.__sizeof__())
-    return public if address is None else _RawState(address, len(wanted))
-
-
-def _numpy_key() -> _RawState | None:
-    """Return the Mersenne Twister behind ``np.random``: 624 words and a position."""
-    generator = np.random.mtrand._rand._bit_generator
-    if type(generator) is not np.random.MT19937:
-        return None
-    state = generator.state["state"]
-    wanted = np.asarray(state["key"], np.uint32).tobytes() + int(state["pos"]).to_bytes(4, "little")
-    address = generator.ctypes.state_address
-    if ctypes.string_at(address, len(wanted)) != wanted:
-        return None
-    return _RawState(address, len(wanted))
-
-
-def _numpy_gauss() -> _RawState | None:
-    """Return where ``np.random`` keeps the second half of its last pair of normal deviates."""
-    probe = np.random.RandomState(1)
-    probe.standard_normal()
-    gauss = probe.get_state(legacy=False)["gauss"]
-    wanted = (1).to_bytes(8, "little") + np.float64(gauss).tobytes()
-    address = _find(probe, wanted, type(probe).__basicsize__)
-    if address is None:
-        return None
-    return _RawState(id(np.random.mtrand._rand) + address - id(probe), len(wanted))
-
-
-def _numpy_state() -> tuple[_RawState | _PublicState, ...]:
-    key, gauss = _numpy_key(), _numpy_gauss()
-    if key is None or gauss is None:
-        # legacy=True would warn of every bit generator but the Mersenne Twister
-        return (_PublicState(partial(np.random.get_state, legacy=False), np.random.set_state),)
-    return (key, gauss)
-
-
 class ProcessGenerators:
     """torch's, NumPy's and Python's global generators as one thing to save, seed and restore."""
 
     def __init__(self) -> None:
-        self._python = _python_state()
-        self._scratch = torch.Generator()
+        self._draw = mersenne.WordSource()
+        self._torch = mersenne.torch_state()
+        self._python = mersenne.python_state()
         self._users: set[str] = set()
         self._find_numpy()
 
     def _find_numpy(self) -> None:
         self._bit_generator = np.random.mtrand._rand._bit_generator
-        self._numpy = _numpy_state()
+        self._numpy = mersenne.numpy_state()
 
     def save(self) -> tuple[Any, ...]:
         """Return the state of all three."""
         if np.random.mtrand._rand._bit_generator is not self._bit_generator:
             self._find_numpy()  # the user called np.random.set_bit_generator
-        torch_state = torch.default_generator.get_state()
-        numpy_state = [part.save() for part in self._numpy]
-        return torch_state, numpy_state, self._python.save(), random._inst.gauss_next  # type: ignore[attr-defined]
+        return self._torch.save(), self._numpy.save(), self._python.save()
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Put all three back."""
-        torch_state, numpy_state, python_state, gauss_next = saved
-        torch.default_generator.set_state(torch_state)
-        for part, state in zip(self._numpy, numpy_state, strict=True):
-            part.restore(state)
+        torch_state, numpy_state, python_state = saved
+        self._torch.restore(torch_state)
+        self._numpy.restore(numpy_state)
         self._python.restore(python_state)
-        random._inst.gauss_next = gauss_next  # type: ignore[attr-defined]
 
-    def seed(self, seed: int, initial_seed: int) -> None:
-        """Seed all three from one task seed.
+    def seed(self, seed: int) -> None:
+        """Begin the streams of a task in all three: each has random words of its own.
 
-        ``torch.initial_seed()`` goes on saying ``initial_seed``: people derive other seeds from it,
-        and it is the first word of torch's state, apart from the stream.
+        ``torch.initial_seed()`` goes on saying what it said: people derive other seeds from it.
         """
+        for_torch, for_numpy, for_python = self._draw(seed)
+        if not self._users:
+            self._torch.put(for_torch)
+            self._numpy.put(for_numpy)
+            self._python.put(for_python)
+            return
         if "torch" not in self._users:
-            self._scratch.manual_seed(seed)
-            state = self._scratch.get_state()
-            first = (initial_seed & _MASK64).to_bytes(8, "little")
-            state.numpy()[:8] = np.frombuffer(first, np.uint8)
-            torch.default_generator.set_state(state)
+            self._torch.put(for_torch)
         if "NumPy" not in self._users:
-            np.random.seed(seed >> 32)  # torch's engine takes the low half of the seed
+            self._numpy.put(for_numpy)
         if "random" not in self._users:
-            random.seed(seed)
+            self._python.put(for_python)
 
     def leave_to_user(self, keys_before: tuple[Any, ...], worker_seed: int) -> list[str]:
         """Stop seeding the generators that user code has seeded since ``keys_before`` was taken.
@@ -185,6 +101,10 @@ class ProcessGenerators:
             ):
                 self._users.add(name)
         return [name for name in _NAMES if name in self._users]
+
+    def is_users(self, name: str) -> bool:
+        """Say whether a generator was left to the user."""
+        return name in self._users
 
 
 _NAMES = ("torch", "NumPy", "random")
@@ -364,7 +284,7 @@ class BorrowedGenerators:
         """Save the generators, and seed them for a task."""
         saved = self._generators.save()
         try:
-            self._generators.seed(seed, torch.initial_seed())
+            self._generators.seed(seed)
         except BaseException:  # an interruption
             self._generators.restore(saved)
             raise
@@ -384,7 +304,9 @@ class OwnGenerators:
 
     def begin(self, seed: int) -> None:
         """Seed the generators for a task."""
-        self._generators.seed(seed, self._initial_seed)
+        if torch.initial_seed() != self._initial_seed and not self._generators.is_users("torch"):
+            torch.manual_seed(self._initial_seed)  # a task before seeded it
+        self._generators.seed(seed)
 
     def end(self, saved: Any) -> None:
         """Leave them."""

@@ -38,6 +38,7 @@ def options_of(loader: Any) -> Options:
             drop_last=loader.drop_last,
             transform=loader.batch_transform,
             skip=loader.on_error == "skip",
+            weigh_all=loader.prefetch_bytes is not None,
         ),
         index_sampler=loader._index_sampler,
         generator=loader.generator,

@@ -54,7 +54,7 @@ class Clocked(Counters):
 
 def test_a_task_taken_up_while_others_are_taken_back_keeps_its_batch() -> None:
     counters = Clocked()
-    policy = Policy(depth=8, eager=True, movable=True)
+    policy = Policy(depth=8, movable=True)
     indices = iter([[n] for n in range(8)])
     window = Window(Tasks(indices, 0, 0), Script(counters), counters, policy)
     assert list(itertools.islice(window, 8)) == [[n] for n in range(8)]

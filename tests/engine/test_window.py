@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace import DataLoader
 from headrace.engine.backends.base import Backend, Finished
 from headrace.engine.epoch.policy import Policy
 from headrace.engine.epoch.window import SLOW_S, Window
@@ -106,7 +107,7 @@ def window(
 ) -> Window:
     counters = counters or Counters()
     counters.clock = backend.clock  # type: ignore[method-assign]
-    options = {"depth": 2 * backend.workers, "eager": True, **policy}
+    options = {"depth": 2 * backend.workers, **policy}
     return Window(Tasks(iter(indices), 7, 0), backend, counters, Policy(**options))
 
 
@@ -237,10 +238,20 @@ def test_asks_the_sampler_only_when_a_batch_is_due_without_workers() -> None:
             asked.append(index)
             yield index
 
-    made = window(Manual(1), sampler(), depth=1, eager=False)
+    made = iter(DataLoader(range(3), batch_size=None, sampler=Asked(sampler)))
     assert asked == []
     assert (next(made), asked) == (0, [0])
     assert (next(made), asked) == (1, [0, 1])
+
+
+class Asked:
+    """A sampler made of a function."""
+
+    def __init__(self, asked: Callable[[], Iterator[int]]) -> None:
+        self.asked = asked
+
+    def __iter__(self) -> Iterator[int]:
+        return self.asked()
 
 
 class TestSlowTasks:

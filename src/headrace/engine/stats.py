@@ -23,7 +23,9 @@ class Statistics:
         epochs: iterations begun.
         batches: batches handed out.
         samples: samples in them.
-        size_bytes: bytes of the tensors and arrays in them.
+        size_bytes: bytes of the tensors and arrays in them. Batches of up to eight tensors, and all
+            with ``prefetch_bytes=``, are counted; of others one in 64 is weighed, long lists by
+            some of their parts, and the rest are taken to weigh as much a sample.
         wait_s: seconds that the loop waited inside ``next()`` for a batch to be made.
         fetch_s: seconds spent in making batches, summed over workers.
         restarts: workers that died and were replaced.
@@ -170,7 +172,8 @@ class Counters:
 
     def add_batch(self, samples: int, size_bytes: int) -> None:
         """Count one batch."""
-        self.set_batch(samples, size_bytes)
+        if self._each != (samples, size_bytes):
+            self.set_batch(samples, size_bytes)
         self.batches += 1
 
     def add_skipped(self, samples: tuple[SkippedSample, ...]) -> None:

@@ -11,6 +11,7 @@ process          samples, fetched in worker processes
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -22,9 +23,9 @@ from typing import Any
 
 from headrace.data.shard import shard_of
 from headrace.engine.ahead.gather_thread import AHEAD, GatherThread
-from headrace.engine.backends.inline import InlineBackend
 from headrace.engine.backends.thread import ThreadBackend, ThreadSetup
 from headrace.engine.doubt import SETTLED
+from headrace.engine.epoch.inline import Inline
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.policy import Policy
 from headrace.engine.epoch.same_stream import SameStream
@@ -68,7 +69,7 @@ class Plan:
         self.progress = progress
         self._counters = Counters()
         self._backend: Any = None
-        self._source: BlockGather | Window | None = None
+        self._source: BlockGather | Window | Inline | None = None
         self._thread: GatherThread | None = None
         self.workers: list[Any] = []
 
@@ -105,9 +106,9 @@ class Plan:
         )
         if not in_workers:
             self._counters.path = "inline"
-        window = self._in_workers(tasks) if in_workers else self._inline(tasks)
-        self._source = window
-        return window
+        made = self._in_workers(tasks) if in_workers else self._inline(tasks)
+        self._source = made
+        return made
 
     def can_go_on(self) -> bool:
         """Say whether another epoch can begin: not after the workers' end, nor in a fork."""
@@ -117,7 +118,7 @@ class Plan:
         """Make an interrupted step whole again; False where it may be lost."""
         if not self._counters.doubt:
             return True
-        whole = self._source if isinstance(self._source, Window) else self._thread
+        whole = self._source if isinstance(self._source, (Window, Inline)) else self._thread
         return whole is not None and whole.mend()
 
     def peek(self) -> Any:
@@ -128,14 +129,15 @@ class Plan:
         """Return the dataset indices of the batch that was handed out last, where there are any."""
         return None if self._source is None else self._source.last_indices()
 
-    def _inline(self, tasks: Tasks) -> Window:
+    def _inline(self, tasks: Tasks) -> Inline:
         fetcher = self._fetcher()
         policy = self._policy()
         states = self._dataset_states()
         fetcher.start(task_seed(self._task_base(), self.progress.epoch, None), states[0])
         for number in range(sum(policy.to_replay)):
-            fetcher(tasks.of_stream(Task(self.progress.epoch, -1, None, 0), 0, number, 1))
-        return Window(tasks, InlineBackend(fetcher), self._counters, policy)
+            with contextlib.suppress(Exception):  # it was raised, or the stream ended, before
+                fetcher.make(None, tasks.seed_of(number))
+        return Inline(tasks, fetcher, self._counters, policy)
 
     def _policy(self) -> Policy:
         """Return the window's policy; for the streams of an iterable dataset, where they stand."""
@@ -159,7 +161,6 @@ class Plan:
             progress.prefix = progress.steps
         return Policy(
             depth=max(1, options.prefetch_factor * workers) if in_workers else 1,
-            eager=in_workers,
             in_order=options.in_order,
             iterable=iterable,
             movable=not iterable and options.own_rng and options.init_fn is None,

@@ -1,20 +1,21 @@
-"""How a window over the tasks of an epoch behaves."""
+"""What an epoch does when things go wrong, and how far it looks ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.engine.epoch.same_stream import SameStream
-from headrace.engine.task import Result
+from headrace.engine.task import Result, SkippedSample
+from headrace.errors import TooManySkippedError
 
 
 @dataclass(frozen=True)
 class Policy:
     """How far the window looks ahead, and what it does when things go wrong.
 
-    ``depth`` is the number of tasks in flight or waiting to be handed out; ``eager`` submits them
-    before they are asked for. ``movable`` says that a batch does not depend on its worker.
+    ``depth`` is the number of tasks in flight or waiting to be handed out. ``movable``
+    says that a batch does not depend on its worker.
     For the streams of an iterable dataset, ``given_before`` counts the batches of each worker
     before this window, ``turn`` is the worker whose turn it is, and ``on_stream`` hears of each
     result that leaves, and whose it is: batches, errors in their place, the stream's end;
@@ -26,7 +27,6 @@ class Policy:
     """
 
     depth: int = 1
-    eager: bool = False
     in_order: bool = True
     iterable: bool = False
     movable: bool = False
@@ -40,3 +40,22 @@ class Policy:
     same_stream: SameStream | None = None
     ahead_bytes: int | None = None
     max_skipped: int | None = None
+
+
+def too_many_skipped(count: int, limit: int, last: SkippedSample) -> TooManySkippedError:
+    """Return what ends an epoch that leaves out more samples than ``max_errors=`` allows."""
+    return TooManySkippedError(
+        f"{count} samples of this epoch raised, and max_errors={limit} allows {limit} to be "
+        f"skipped. The last was at index {last.index!r}: {last.exception!r}. "
+        f"loader.statistics().skipped_samples lists them."
+    )
+
+
+def without_left_out(indices: Any, left_out: Sequence[SkippedSample]) -> list[Any] | None:
+    """Return the indices of a batch without those of the samples that were left out."""
+    if indices is None or not isinstance(indices, (list, tuple)):
+        return None if indices is None else [indices]
+    kept = list(indices)
+    for sample in left_out:
+        kept.remove(sample.index)
+    return kept

@@ -8,11 +8,11 @@ from typing import Any
 
 from headrace.engine.backends.base import Backend, Died, Finished
 from headrace.engine.doubt import BOOKS, SETTLED, WORKERS
-from headrace.engine.epoch.policy import Policy
+from headrace.engine.epoch.policy import Policy, too_many_skipped, without_left_out
 from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
-from headrace.errors import TooManySkippedError, WorkerDiedError, WorkerTimeoutError
+from headrace.errors import WorkerDiedError, WorkerTimeoutError
 
 # A task that has not been started behind one that runs for longer may move to an idle worker.
 SLOW_S = 0.2
@@ -44,7 +44,6 @@ class Window:
         self._failed_samplings = 0
         self._gone: dict[int, Died] = {}  # dead workers that nothing is asked of
         self._asked: dict[Hashable, Task] = {}  # the steps in flight
-        self._pending: Task | None = None  # runs here and now
         self._taken: Done | Failed | None = None  # leaves, once others have been asked for
         self._leaving: Any = None  # indices of the step that leaves
         self._last: Any = None  # of the batch that was handed out last
@@ -55,8 +54,7 @@ class Window:
         self._largest_bytes: int | None = None
         if policy.same_stream is not None:
             policy.same_stream.begin()
-        if policy.eager:
-            self._top_up(policy.depth)
+        self._top_up(policy.depth)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -81,13 +79,10 @@ class Window:
             raise self._broken
         if self._due:
             self._backend.check()
-        if self._policy.eager:
-            result = self._taken or self._next_result(started)
-            self._top_up(self._policy.depth)
-            self._counters.doubt = BOOKS
-            self._taken = None
-        else:
-            result = self._run_next()
+        result = self._taken or self._next_result(started)
+        self._top_up(self._policy.depth)
+        self._counters.doubt = BOOKS
+        self._taken = None
         self._counters.wait_s += self._counters.clock() - started
         sampled = result.step >= 0  # else the sampler raised, and there was no step to leave
         if self._policy.on_step is not None and sampled:
@@ -111,45 +106,9 @@ class Window:
             return
         last = result.skipped[-1]
         self._counters.failed += 1
-        self._broken = TooManySkippedError(
-            f"{count} samples of this epoch raised, and max_errors={limit} allows {limit} to be "
-            f"skipped. The last was at index {last.index!r}: {last.exception!r}. "
-            f"loader.statistics().skipped_samples lists them."
-        )
+        self._broken = too_many_skipped(count, limit, last)
         self.close()
         raise self._broken from last.exception
-
-    def _run_next(self) -> Done | Failed:
-        """Run the next task here and now: nothing is in flight, and nothing can overtake."""
-        task = self._pending
-        if task is None:
-            self._counters.doubt = BOOKS
-            try:
-                task = next(self._tasks)
-            except Exception:  # the sampler's own
-                self._counters.doubt = SETTLED
-                raise
-            if self._policy.iterable:
-                task = self._of_stream(task, 0, self._numbers[0])
-                self._numbers[0] += 1
-            self._pending = task
-        self._exchange()
-        self._backend.submit(0, task)
-        self._leaving = task.indices
-        event = self._backend.get(None)
-        assert isinstance(event, Finished)
-        result = event.result
-        self._counters.doubt = BOOKS
-        self._pending = None
-        try:
-            if self._policy.on_stream is not None:
-                self._policy.on_stream(0, result)
-            if isinstance(result, Exhausted):
-                raise StopIteration
-            return result
-        finally:
-            # The traceback of what user code raised leads to this frame: it must not lead back.
-            del event, result
 
     def _next_result(self, started: float) -> Done | Failed:
         """Wait for the result that leaves next; StopIteration when there is none to come."""
@@ -200,12 +159,7 @@ class Window:
 
     def last_indices(self) -> list[Any] | None:
         """Return the indices of the batch that left last; None for an iterable dataset."""
-        if self._last is None or not isinstance(self._last, (list, tuple)):
-            return None if self._last is None else [self._last]
-        indices = list(self._last)
-        for sample in self._left_out:
-            indices.remove(sample.index)
-        return indices
+        return without_left_out(self._last, self._left_out)
 
     # Submission
 

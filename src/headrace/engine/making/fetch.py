@@ -25,13 +25,14 @@ from headrace.data.gatherer import Gatherer
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
 from headrace.engine.making.skip import odd_one, skipped
+from headrace.engine.making.weight import Scale
 from headrace.engine.order.streams import knows_its_place, said_of
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import lend_from, lender_here, lending
 from headrace.rng import Seeding, begin_task, end_task, task_here
-from headrace.tree import NUMPY_DTYPES, leaves, size_bytes
+from headrace.tree import NUMPY_DTYPES, leaves
 
 # Datasets and functions whose code is known and draws no random numbers.
 _QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
@@ -46,7 +47,7 @@ class Recipe:
 
     ``batch_size`` is None where the loader does not batch. ``iterable`` says that the dataset is
     iterated, not indexed. ``transform`` is applied to each batch where it is made. ``skip`` leaves
-    samples that raise out of their batch.
+    samples that raise out of their batch; ``weigh_all`` counts the bytes of each batch.
     """
 
     dataset: Any
@@ -57,6 +58,7 @@ class Recipe:
     drop_last: bool
     transform: Callable[[Any], Any] | None = None
     skip: bool = False
+    weigh_all: bool = False
 
     @property
     def quiet(self) -> bool:
@@ -141,7 +143,15 @@ class Fetcher:
         self._iterator: Iterator[Any] | None = None
         self._ended = False
         self._gather: BlockGather | None = None
-        self._skipped: list[SkippedSample] = []
+        self.skipped: list[SkippedSample] = []
+        self.state: dict[str, Any] | None = None
+        self.weigh = Scale(recipe.weigh_all)
+        self._made_of: Callable[[Any], tuple[Any, int] | None] = (
+            self._next_batch if recipe.iterable else self._indexed
+        )
+        self._many = getattr(recipe.dataset, "__getitems__", None)
+        if recipe.auto_collation and not recipe.iterable and not recipe.skip and not self._many:
+            self._made_of = self._plain
 
     def start(self, seed: int, state: Any = None) -> None:
         """Begin an epoch: ``iter(dataset)`` for an iterable one, under a task's generators.
@@ -154,6 +164,7 @@ class Fetcher:
                 self._gather = BlockGather(
                     gatherer, self._pool, Counters(), arrays=self._recipe.makes_arrays
                 )
+                self._made_of = self._indexed
             return
         state = state or {}
         # At its end a dataset's state may be that of its beginning: it is not asked again.
@@ -182,28 +193,55 @@ class Fetcher:
     def __call__(self, task: Task) -> Result:
         """Make the batch of ``task``; what user code raises comes back as :class:`Failed`."""
         started = time.perf_counter()
-        self._skipped.clear()
         try:
-            with self._around_user_code(task.seed):
-                made = self._next_batch() if self._recipe.iterable else self._indexed(task.indices)
-                if made is not None and made[1] and self._recipe.transform is not None:
-                    made = self._recipe.transform(made[0]), made[1]
-                state = self._state()
-        except StopIteration as error:
-            return Failed(task.step, self._stopped(error))
+            made = self.make(task.indices, task.seed)
         except Exception as error:
             return Failed(task.step, error)
         if made is None:
-            return Exhausted(task.step, self._worker, state)
+            return Exhausted(task.step, self._worker, self.state)
         batch, samples = made
         took = time.perf_counter() - started
-        left_out = tuple(self._skipped)
-        return Done(task.step, batch, samples, size_bytes(batch), took, state, left_out)
+        weight = self.weigh(batch, samples)
+        return Done(task.step, batch, samples, weight, took, self.state, tuple(self.skipped))
+
+    def make(self, indices: Any, seed: int) -> tuple[Any, int] | None:
+        """Return the batch of a task and its samples, None at the end of an iterable dataset.
+
+        What was left out of it is in ``skipped``, where the dataset stands in ``state``. Raises
+        what user code raises.
+        """
+        if self.skipped:
+            self.skipped.clear()
+        lender, outer, saved = lender_here(), task_here(), None
+        seeding = self._seeding
+        try:
+            lend_from(self._pool)
+            begin_task(seed)
+            if seeding is not None:
+                saved = seeding.begin(seed)
+            made = self._made_of(indices)
+            if self._recipe.transform is not None and made is not None and made[1]:
+                made = self._recipe.transform(made[0]), made[1]
+            if self._recipe.iterable:
+                self.state = self._state()
+        except StopIteration as error:
+            raise self._stopped(error) from error
+        finally:
+            try:
+                self._undo(saved, outer, lender)
+            except BaseException:  # an interruption: it is the same done twice
+                self._undo(saved, outer, lender)
+                raise
+        return made
+
+    def _undo(self, saved: Any, outer: Any, lender: Any) -> None:
+        if self._seeding is not None and saved is not None:
+            self._seeding.end(saved)
+        end_task(outer)
+        lend_from(lender)
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
-        if not self._recipe.iterable:
-            return None
         dataset, iterator = self._recipe.dataset, self._iterator
         of_dataset = None if dataset is iterator else said_of(dataset)
         of_iterator = said_of(iterator)
@@ -230,6 +268,19 @@ class Fetcher:
             return self._good_ones(list(indices))
         return self._one_by_one(indices), len(indices)
 
+    def _plain(self, indices: Any) -> tuple[Any, int]:
+        """Make a batch of a dataset's samples: what most programs do, for each of their batches."""
+        if type(indices) is not list:
+            return self._indexed(indices)
+        dataset, left = self._recipe.dataset, iter(indices)
+        try:
+            samples = [dataset[index] for index in left]
+        except Exception as error:
+            index = indices[len(indices) - length_hint(left) - 1]
+            _add_note(error, f"while fetching dataset index {index!r}")
+            raise
+        return self._collated(samples, indices), len(indices)
+
     def _one_by_one(self, indices: Any) -> Any:
         return self._collated(self._samples(indices), indices)
 
@@ -239,7 +290,7 @@ class Fetcher:
         except Exception as error:
             if not self._recipe.skip:
                 raise
-            self._skipped.append(skipped(index, error))
+            self.skipped.append(skipped(index, error))
             return None, 0
         return self._collated(sample, None), 1
 
@@ -266,7 +317,7 @@ class Fetcher:
                 index = None if indices is None else indices.pop(odd)
                 if isinstance(error, CollateError):
                     error.indices = () if indices is None else (index,)
-                self._skipped.append(skipped(index, error))
+                self.skipped.append(skipped(index, error))
                 del samples[odd]
         return None, 0
 
@@ -281,7 +332,7 @@ class Fetcher:
             try:
                 samples.append(self._samples([index])[0])
             except Exception as error:
-                self._skipped.append(skipped(index, error))
+                self.skipped.append(skipped(index, error))
             else:
                 good.append(index)
         return samples, good
@@ -292,7 +343,6 @@ class Fetcher:
             f"which would end the epoch in silence. Raise IndexError for an index that does not "
             f"exist."
         )
-        stopped.__cause__ = error
         for note in getattr(error, "__notes__", ()):
             stopped.add_note(note)
         return stopped
@@ -335,7 +385,7 @@ class Fetcher:
                 _add_note(error, f"while collating dataset indices {_shorten(indices)}")
             raise
 
-    def _next_batch(self) -> tuple[Any, int] | None:
+    def _next_batch(self, _indices: None = None) -> tuple[Any, int] | None:
         """Return the next batch of an iterable dataset, None at its end."""
         if self._ended:
             return None
@@ -355,7 +405,7 @@ class Fetcher:
                 return self._collated(sample, None), 1
             samples.append(sample)
         if not samples or (self._ended and self._recipe.drop_last):
-            return (None, 0) if self._skipped else None
+            return (None, 0) if self.skipped else None
         if self._recipe.skip:
             return self._those_that_fit(samples, None)
         return self._collated(samples, None), len(samples)
@@ -367,10 +417,10 @@ class Fetcher:
         if isinstance(self._iterator, GeneratorType):
             _add_note(error, "on_error='skip' cannot go on: a generator ends when it raises")
             raise error
-        if len(self._skipped) >= _MOST_IN_A_ROW:
+        if len(self.skipped) >= _MOST_IN_A_ROW:
             _add_note(error, f"on_error='skip' gave up after {_MOST_IN_A_ROW} errors in one batch")
             raise error
-        self._skipped.append(skipped(None, error))
+        self.skipped.append(skipped(None, error))
 
 
 def _load(stream: Any, state: Any) -> None:

@@ -237,21 +237,27 @@ class Tasks:
 
     def __next__(self) -> Task:
         """Ask the sampler for the next batch of indices."""
-        step, indices = self._ask()
-        return Task(self._epoch, step, indices, mix(step, state=self._epoch_seed))
+        step, indices = self.ask()
+        return Task(self._epoch, step, indices, self.seed_of(step))
 
-    def _ask(self) -> tuple[int, Any]:
+    def seed_of(self, step: int) -> int:
+        """Return the seed of a step's task."""
+        return mix(step, state=self._epoch_seed)
+
+    def ask(self) -> tuple[int, Any]:
+        """Ask the sampler for the next batch of indices; return its step too."""
         indices = next(self._indices)
         step = self._step
         self._step += 1
         if self._after_each is not None:
             self._after_each(step)
-        self._pass_over()  # now: a state taken behind this step says that they are past
+        if self._ahead:
+            self._pass_over()  # now: a state taken behind this step says that they are past
         return step, indices
 
     def _pass_over(self) -> None:
         if self._step in self._ahead:
-            self._ask()
+            self.ask()
 
     def of_stream(self, task: Task, worker: int, number: int, workers: int) -> Task:
         """Return a task for the ``number``-th batch of one worker's stream.

@@ -285,8 +285,8 @@ def check(
     if version == 1 and type(version) is int:
         raise StateError(
             "the state has version 1, of an older headrace, which did not say what its order was a "
-            "function of. Finish the epoch with that one, or begin a new epoch without "
-            "load_state_dict()."
+            "function of, and drew other random numbers in datasets. Finish the epoch with that "
+            "one, or begin a new epoch without load_state_dict()."
         )
     if type(version) is not int or not 1 <= version <= VERSION:
         raise StateError(
