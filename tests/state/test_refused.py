@@ -86,7 +86,7 @@ def test_what_is_not_ours_is_refused(what):
 def test_a_newer_version_is_refused():
     state = state_of(make())
     state["headrace_state"] = 99
-    with pytest.raises(StateError, match=r"version 99.*up to 2.*pip install -U headrace"):
+    with pytest.raises(StateError, match=r"version 99.*up to 3.*pip install -U headrace"):
         make().load_state_dict(state)
 
 
@@ -187,9 +187,10 @@ def test_streams_that_were_tampered_with_never_crash(data):
     assert stream["batches"] == 2
 
 
-def test_a_state_of_the_first_version_is_refused():
-    state = {**state_of(make()), "headrace_state": 1}
-    with pytest.raises(StateError, match=r"version 1.*begin a new epoch"):
+@pytest.mark.parametrize(("version", "why"), [(1, "order was a function"), (2, "random numbers")])
+def test_a_state_of_an_older_version_is_refused(version, why):
+    state = {**state_of(make()), "headrace_state": version}
+    with pytest.raises(StateError, match=rf"version {version}.*{why}.*begin a new epoch"):
         make().load_state_dict(state)
 
 

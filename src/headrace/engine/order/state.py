@@ -30,8 +30,12 @@ from headrace.engine.task import Done, Exhausted, Result
 from headrace.errors import StateError
 from headrace.sampling.ranks import Shard, rank_batch_size
 
-VERSION = 2
+VERSION = 3
 _KEY = "headrace_state"
+_OLDER = {
+    1: "did not say what its order was a function of",
+    2: "drew other random numbers in datasets",
+}
 FRESH, RUNNING, FINISHED = "fresh", "running", "finished"
 _NOTHING = type(None)
 _LIMIT = 2**63
@@ -282,11 +286,10 @@ def check(
             f"Pass what loader.state_dict() returned."
         )
     version = state[_KEY]
-    if version == 1 and type(version) is int:
+    if type(version) is int and version in _OLDER:
         raise StateError(
-            "the state has version 1, of an older headrace, which did not say what its order was a "
-            "function of, and drew other random numbers in datasets. Finish the epoch with that "
-            "one, or begin a new epoch without load_state_dict()."
+            f"the state has version {version}, of an older headrace, which {_OLDER[version]}. Finish "
+            f"the epoch with that one, or begin a new epoch without load_state_dict()."
         )
     if type(version) is not int or not 1 <= version <= VERSION:
         raise StateError(
