@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.task import Result, SkippedSample

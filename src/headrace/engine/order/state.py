@@ -288,8 +288,8 @@ def check(
     version = state[_KEY]
     if type(version) is int and version in _OLDER:
         raise StateError(
-            f"the state has version {version}, of an older headrace, which {_OLDER[version]}. Finish "
-            f"the epoch with that one, or begin a new epoch without load_state_dict()."
+            f"the state has version {version}, of an older headrace, which {_OLDER[version]}. "
+            f"Finish the epoch with that one, or begin a new epoch without load_state_dict()."
         )
     if type(version) is not int or not 1 <= version <= VERSION:
         raise StateError(
