@@ -93,7 +93,7 @@ def test_a_class_that_makes_its_iterators_itself_is_left_alone_and_said(library,
     report = headrace.install()
     assert library.Own.__bases__ == (face.STOCK,)
     assert list(library.Own(DATA)) == ["its own"]
-    assert report.left_alone == ("a_library.Own",)
+    assert "a_library.Own" in report.left_alone
     assert "a_library.Own" not in report.classes
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

@@ -228,7 +228,9 @@ class Window:
         limit = self._policy.timeout_s
         left = started + limit - self._counters.clock() if limit else None
         if left is not None and left <= 0:
-            raise self._timed_out()
+            error = self._timed_out()
+            self._counters.doubt = SETTLED  # it has taken nothing: whoever is slow may be waited for
+            raise error
         patience = self._patience()
         waits = [s for s in (left, patience) if s is not None]
         event = self._backend.get(min(waits) if waits else None)
