@@ -229,7 +229,7 @@ class Window:
         left = started + limit - self._counters.clock() if limit else None
         if left is not None and left <= 0:
             error = self._timed_out()
-            self._counters.doubt = SETTLED  # it has taken nothing: whoever is slow may be waited for
+            self._counters.doubt = SETTLED  # it has taken nothing: who is slow may come
             raise error
         patience = self._patience()
         waits = [s for s in (left, patience) if s is not None]
