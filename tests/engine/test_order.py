@@ -69,7 +69,7 @@ class TestOrder:
             return BatchSampler(sampler, batch_size, drop_last)
 
         order = Order(build(), True)
-        assert order.chunks is not None
+        assert order.pieces is not None
         assert list(order) == list(build())
 
     def test_without_batching_is_what_the_sampler_yields(self) -> None:
@@ -80,7 +80,7 @@ class TestOrder:
     def test_of_anything_else_is_the_thing_itself(self) -> None:
         batches = [[1, 2], (3,), torch.tensor([4])]
         order = Order(batches, True)
-        assert order.chunks is None
+        assert order.pieces is None
         assert all(a is b for a, b in zip(order, batches, strict=True))
 
     def test_asks_a_custom_sampler_for_its_iterator_once_and_at_once(self) -> None:

@@ -50,6 +50,13 @@ class PlannedBatchSampler(Sampler[list[int]]):
             yield indices[bounds[k] : bounds[k + 1]].tolist()
 
 
+def is_planned(sampler: object) -> bool:
+    """Whether a sampler's epoch is its plan: not where a subclass iterates its own way."""
+    if not isinstance(sampler, PlannedBatchSampler) or hasattr(sampler, "state_dict"):
+        return False
+    return type(sampler).__iter__ is PlannedBatchSampler.__iter__
+
+
 def seeded(seed: int) -> torch.Generator:
     """Make a private CPU generator for the epoch with this seed."""
     return torch.Generator().manual_seed(seed)

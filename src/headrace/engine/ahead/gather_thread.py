@@ -20,14 +20,13 @@ from itertools import chain, islice
 from queue import SimpleQueue
 from typing import Any
 
-from headrace.data.gatherer import IndexArray
 from headrace.engine.doubt import BOOKS, SETTLED, WORKERS
 from headrace.engine.making.gather import Block, BlockGather
-from headrace.engine.order.order import Order
+from headrace.engine.order.order import Order, Piece
 
 AHEAD = 2  # blocks that are ready or being gathered
 
-_Asked = tuple[int, IndexArray]
+_Asked = tuple[int, Piece]
 _Made = tuple[int, Block | None]
 
 
@@ -37,27 +36,26 @@ class GatherThread:
     def __init__(
         self, gather: BlockGather, order: Order, in_flight: int, ahead: int = AHEAD
     ) -> None:
-        assert order.chunks is not None
+        assert order.pieces is not None
         self._gather = gather
-        self._pieces = gather.pieces(order.chunks, order.batch_size, order.drop_last)
-        self._batch_size = order.batch_size
+        self._pieces = gather.blocks_of(order.pieces)
         self._in_flight = in_flight
         self._ahead = ahead
         self._before = gather.counters.position
-        self._drawn: deque[IndexArray] = deque()  # pieces that nobody was asked for yet
+        self._drawn: deque[Piece] = deque()  # pieces that nobody was asked for yet
         self._drawn_batches = 0
         self._draw(in_flight)
         self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
         self._made: SimpleQueue[_Made] = SimpleQueue()
         self._round = 0  # answers of an earlier one are not waited for any more
-        self._waiting: deque[IndexArray] = deque()
+        self._waiting: deque[Piece] = deque()
         self._block: Iterator[Any] = iter(())
         self._batches: Iterator[Any] = iter(())  # those before something is to be drawn again
         self._pid = os.getpid()
         # The thread holds its queues and the gatherer, never this object, or it would live on.
         thread = threading.Thread(
             target=_run,
-            args=(gather, order.batch_size, self._asked, self._made),
+            args=(gather, self._asked, self._made),
             name="headrace-gather",
             daemon=True,
         )
@@ -100,7 +98,7 @@ class GatherThread:
             if piece is None:
                 return
             self._drawn.append(piece)
-            self._drawn_batches += -(-len(piece) // self._batch_size)
+            self._drawn_batches += -(-len(piece.indices) // piece.batch_size)
 
     def _next_block(self) -> bool:
         """Ask for blocks, and wait for the next one; say whether there was one."""
@@ -117,8 +115,8 @@ class GatherThread:
             answered, made = self._made.get()
         self._gather.counters.doubt = BOOKS
         self._gather.counters.wait_s += self._gather.counters.clock() - started
-        indices = self._waiting.popleft()
-        self._block = chain.from_iterable(self._gather.hand_out(made, indices, self._batch_size))
+        piece = self._waiting.popleft()
+        self._block = chain.from_iterable(self._gather.hand_out(made, piece))
         return True
 
     def mend(self) -> bool:
@@ -139,11 +137,10 @@ class GatherThread:
 
 def _run(
     gather: BlockGather,
-    batch_size: int,
     asked: SimpleQueue[_Asked | None],
     made: SimpleQueue[_Made],
 ) -> None:
     while (message := asked.get()) is not None:
         number, piece = message
-        made.put((number, gather.make_block(piece, batch_size)))
+        made.put((number, gather.make_block(piece)))
         del message, piece

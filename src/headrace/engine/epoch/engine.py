@@ -162,9 +162,16 @@ class Engine:
             progress.facts = saved["order"]
         if order is not None and (saved["begun"] or saved["steps"]):
             order.go_on()
-        if order is not None and saved["drawn"] and self._options.shard is None:
+        if order is not None and saved["drawn"] and order.asked:
             self._replay_sampler(order, saved)
-        known = order is not None and order.chunks is not None
+        if order is not None and saved["yielded"] not in (None, order.hash_behind(saved["steps"])):
+            raise StateError(
+                f"{self._options.order_name} gives other indices than those that came before the "
+                f"state was saved: it was made from something else, or draws from a generator that "
+                f"others draw from too. Make it as then, give it a generator= of its own, or "
+                f"state_dict() and load_state_dict()."
+            )
+        known = order is not None and order.pieces is not None
         for generator, text in zip(self._generators, saved["generators"], strict=True):
             if not known or generator is torch.default_generator:
                 generator.set_state(decode(text))
@@ -174,13 +181,6 @@ class Engine:
         """Bring a custom sampler to where it was; one that knows its place is there already."""
         if self.progress.sampler is None or "sampler_state" not in saved:
             order.replay(max(saved["drawn"], saved["steps"]), saved["steps"])
-            if saved["yielded"] not in (None, order.hash_behind(saved["steps"])):
-                raise StateError(
-                    f"{self._options.order_name} gives other indices than those that came before "
-                    f"the state was saved: it was made from something else, or draws from a "
-                    f"generator that others draw from too. Make it as then, give it a generator= "
-                    f"of its own, or state_dict() and load_state_dict()."
-                )
             if saved["others"] is not None:
                 set_others(saved["others"])
             return
@@ -214,9 +214,9 @@ class Engine:
             sampler = with_seed(sampler, seeds[1])
         order = None
         if not options.recipe.iterable:
-            start = progress.start
             progress.others_at_start = others()
-            order = Order(sampler, options.recipe.auto_collation, start, options.shard)
+            auto_collation, steps = options.recipe.auto_collation, progress.steps
+            order = Order(sampler, auto_collation, progress.start, options.shard, steps=steps)
         if first and seeds is None:
             draw = torch.empty((), dtype=torch.int64).random_(generator=options.generator)
             progress.base_seed = int(draw.item())

@@ -83,13 +83,13 @@ class Plan:
         if gather is not None and order is not None and not progress.ahead:
             if not in_workers:
                 self._counters.path = "gather"
-                if order.chunks is not None:
-                    return gather.ahead(order.chunks, order.batch_size, order.drop_last)
+                if order.pieces is not None:
+                    return gather.ahead(order.pieces)
                 # map, not a generator: it goes on after a batch that raised.
                 due = functools.partial(gather.due, otherwise=self._fetcher().batch_of)
                 return map(due, _Asked(iter(order), counters))
             by_thread = options.backend in ("auto", "thread")
-            if options.init_fn is None and by_thread and order.chunks is not None:
+            if options.init_fn is None and by_thread and order.pieces is not None:
                 self._counters.path = "gather-thread"
                 in_flight = options.prefetch_factor * options.num_workers
                 ahead = self._blocks_ahead(order)
@@ -221,8 +221,8 @@ class Plan:
     def _blocks_ahead(self, order: Order) -> int:
         """Return the blocks that may wait: one batch is the least, whatever it weighs."""
         limit = self._options.prefetch_bytes
-        if limit is None:
-            return AHEAD
+        if limit is None or order.batch_size is None:
+            return AHEAD if limit is None else 1
         gatherer = self._options.recipe.gatherer()
         assert gatherer is not None
         batch_bytes = order.batch_size * sum(leaf.size_bytes for leaf in leaves(gatherer.spec))

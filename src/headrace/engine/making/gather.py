@@ -20,7 +20,7 @@ import torch
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf, in_range
 from headrace.engine.doubt import SETTLED
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
-from headrace.engine.order.order import whole_batches
+from headrace.engine.order.order import Piece
 from headrace.engine.stats import Counters
 from headrace.tree import NUMPY_DTYPES, is_namedtuple, leaves, size_bytes
 
@@ -64,60 +64,54 @@ class BlockGather:
         self._failed = _NOTHING
         self._piece: tuple[Any, int, int] = (_NOTHING, 1, 0)  # for last_indices()
 
-    def ahead(
-        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
-    ) -> Iterator[Any]:
-        """Return the batches of an order that is drawn in ``chunks``, gathering blocks ahead.
+    def ahead(self, pieces: Iterator[Piece]) -> Iterator[Any]:
+        """Return the batches of an order, gathering blocks ahead.
 
         An exception costs one batch: ``chain`` asks the iterator that raised once more, finds it
         at its end, and goes on with the next one.
         """
-        return chain.from_iterable(self._in_turn(chunks, batch_size, drop_last))
+        return chain.from_iterable(self._in_turn(pieces))
 
-    def _in_turn(
-        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
-    ) -> Iterator[Iterator[Any]]:
-        for piece in self.pieces(chunks, batch_size, drop_last):
-            block = self.make_block(piece, batch_size)
+    def _in_turn(self, pieces: Iterator[Piece]) -> Iterator[Iterator[Any]]:
+        for piece in self.blocks_of(pieces):
+            block = self.make_block(piece)
             if block is not None:
                 self.counters.wait_s += block.seconds
-            yield from self.hand_out(block, piece, batch_size)
+            yield from self.hand_out(block, piece)
 
-    def pieces(
-        self, chunks: Iterator[IndexArray], batch_size: int, drop_last: bool
-    ) -> Iterator[IndexArray]:
-        """Yield the order in pieces of one block each."""
-        block = self._block_bytes // max(1, self._sample_bytes * batch_size)
-        block = max(1, min(block, MAX_BLOCK_BATCHES))
-        if self._only_when_due:
-            block = 1
-        for indices in whole_batches(chunks, batch_size, drop_last):
+    def blocks_of(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Yield an order in pieces of one block each."""
+        for indices, batch_size in pieces:
+            block = self._block_bytes // max(1, self._sample_bytes * batch_size)
+            block = max(1, min(block, MAX_BLOCK_BATCHES))
+            if self._only_when_due:
+                block = 1
             for start in range(0, len(indices), block * batch_size):
-                yield indices[start : start + block * batch_size]
+                yield Piece(indices[start : start + block * batch_size], batch_size)
 
-    def make_block(self, indices: IndexArray, batch_size: int) -> Block | None:
-        """Gather whole batches at the front of ``indices``; None where that raises.
+    def make_block(self, piece: Piece) -> Block | None:
+        """Gather the whole batches at the front of a piece; None where that raises.
 
         Which of the batches raises is then found by making them one by one.
         """
+        indices, batch_size = piece
         try:
             return self._gather(indices, min(batch_size, len(indices)))
         except Exception:
             return None
 
-    def hand_out(
-        self, block: Block | None, indices: IndexArray, batch_size: int
-    ) -> Iterator[Iterator[Any]]:
-        """Yield iterators over the batches of ``indices``, whose first ones stand in ``block``."""
-        failed = indices
+    def hand_out(self, block: Block | None, piece: Piece) -> Iterator[Iterator[Any]]:
+        """Yield iterators over the batches of a piece, whose first ones stand in ``block``."""
+        failed, batch_size = piece
         if block is not None:
-            yield self._batches(block, indices, batch_size)
+            yield self._batches(block, piece)
             failed, self._failed = self._failed, _NOTHING
         for first in range(0, len(failed), batch_size):
             yield map(self._one, (failed[first : first + batch_size],))
 
-    def _batches(self, block: Block, indices: IndexArray, batch_size: int) -> Iterator[Any]:
+    def _batches(self, block: Block, piece: Piece) -> Iterator[Any]:
         """Yield the batches of a block, gathering again what a change of the columns overtook."""
+        indices, batch_size = piece
         counters = self.counters
         watched = self._watched
         self._piece = indices, batch_size, counters.batches
@@ -139,7 +133,7 @@ class BlockGather:
                         break
             if done >= len(indices):
                 return
-            again = self.make_block(indices[done:], batch_size)
+            again = self.make_block(Piece(indices[done:], batch_size))
             if again is None:
                 self._failed = indices[done:]
                 return

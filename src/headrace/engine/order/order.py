@@ -7,7 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
@@ -17,46 +17,67 @@ from headrace.engine.order.facts import epoch_setter
 from headrace.engine.task import Task
 from headrace.rng import mix
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
+from headrace.sampling.planned import is_planned
 from headrace.sampling.ranks import Shard
 
 
-class Order:
-    """The index batches of one epoch.
+class Piece(NamedTuple):
+    """Consecutive batches of one size, as one array of indices; the last may be smaller."""
 
-    ``chunks`` is the order as arrays where the samplers are known arithmetic, with ``batch_size``
-    and ``drop_last``; None where a custom sampler has to be asked.
+    indices: IndexArray
+    batch_size: int
+
+
+class Order:
+    """The index batches of one epoch, which is one of three.
+
+    *Arithmetic*: a known sampler's indices, cut into batches of a fixed size; any position is
+    reached at once, or by drawing again what the positions before it draw. *Planned*: a seed gives
+    all batches as arrays. Both are ``pieces``. *Asked*: a stranger's sampler yields its index
+    batches one by one, and ``pieces`` is None.
+
+    To go on behind ``steps`` batches, an arithmetic order begins at position ``start``, counted in
+    samples, a planned one at a batch, and an asked one is replayed.
     """
 
     def __init__(
-        self, index_sampler: Any, auto_collation: bool, start: int = 0, shard: Shard | None = None
+        self,
+        index_sampler: Any,
+        auto_collation: bool,
+        start: int = 0,
+        shard: Shard | None = None,
+        *,
+        steps: int = 0,
     ) -> None:
         self._mark = _Mark(epoch_setter(index_sampler))
-        self.drawn = 0  # how often a custom sampler was asked for an index batch
+        self.drawn = 0  # how often a stranger's sampler was asked for an index batch
         self._ended = False
-        self._start = start
+        self._start, self._steps = start, steps
         self._kept: deque[Any] = deque()
-        self.chunks: Iterator[IndexArray] | None = None
-        self.batch_size = 1
-        self.drop_last = False
-        self._auto_collation = auto_collation
+        self.pieces: Iterator[Piece] | None = None
+        self._flat = False  # indices leave one by one
         self._custom: Iterator[Any] | None = None
         self._hashes = array("I", [0])  # behind each index batch that a custom sampler gave
-        self.asked = False  # a stranger's sampler gives the index batches
+        self._plan: tuple[IndexArray, IndexArray] | None = None
+        self._plan_hash: int | None = None
+        self.planned = self.asked = False
+        self._sampler, self._drop_last = index_sampler, False
+        self.batch_size: int | None = None if is_planned(index_sampler) else 1  # None: they differ
+        exact = exact_batches(index_sampler) if auto_collation else None
         if shard is not None:
             self._custom = _rank_batches(index_sampler, shard, start)
-            return
-        sampler = index_sampler
-        if auto_collation:
-            exact = exact_batches(index_sampler)
-            sampler = None
-            if exact is not None:
-                sampler, self.batch_size, self.drop_last = exact
-        if sampler is not None and is_exact(sampler):
-            self.chunks = _when_asked(sampler, self._mark)
-        if self.chunks is None:
-            self._custom = iter(index_sampler)
+        elif exact is not None:
+            self._sampler, self.batch_size, self._drop_last = exact
+            self.pieces = self._cut(_when_asked(self._sampler, self._mark))
+        elif not auto_collation and is_exact(index_sampler):
+            self._flat = True
+            self.pieces = self._cut(_when_asked(self._sampler, self._mark))
+        elif is_planned(index_sampler):
+            self.planned = True
+            self.pieces = self._planned()
+        else:
             self.asked = True
-        self._sampler = sampler
+            self._custom = iter(index_sampler)
 
     @property
     def sampler_epoch(self) -> int | None:
@@ -71,12 +92,36 @@ class Order:
     def go_on(self) -> None:
         """Draw now what the positions before ``start`` draw; no data is read."""
         self._mark.begin()
-        if self.chunks is None:
+        if self.pieces is None:
+            return
+        if self.planned:
+            self._plan = self._sampler.plan(self._sampler.draw_seed())
             return
         chunks = index_chunks(self._sampler, self._start)
         assert chunks is not None
         first = list(itertools.islice(chunks, 1))
-        self.chunks = cast("Iterator[IndexArray]", itertools.chain(first, chunks))
+        self.pieces = self._cut(cast("Iterator[IndexArray]", itertools.chain(first, chunks)))
+
+    def _cut(self, chunks: Iterator[IndexArray]) -> Iterator[Piece]:
+        size = self.batch_size
+        assert size is not None
+        return (Piece(indices, size) for indices in whole_batches(chunks, size, self._drop_last))
+
+    def _planned(self) -> Iterator[Piece]:
+        """Yield a plan's batches, those of one size in a row together, when they are asked for."""
+        if self._plan is None:
+            self._mark.begin()
+            self._plan = self._sampler.plan(self._sampler.draw_seed())
+        indices, offsets = self._plan
+        sizes = np.diff(offsets)
+        if len(sizes) and int(sizes.min()) < 1:
+            name = type(self._sampler).__name__
+            raise ValueError(f"batch {int(sizes.argmin())} of the plan of {name} is empty.")
+        changes = np.flatnonzero(np.diff(sizes[self._steps :])) + self._steps + 1
+        firsts = [self._steps, *changes.tolist()]
+        for first, behind in itertools.pairwise([*firsts, len(sizes)]):
+            if first < behind:
+                yield Piece(indices[offsets[first] : offsets[behind]], int(sizes[first]))
 
     def replay(self, drawn: int, steps: int) -> None:
         """Ask a custom sampler for ``drawn`` index batches, and leave out the first ``steps``.
@@ -123,23 +168,27 @@ class Order:
         return batch
 
     def hash_behind(self, steps: int) -> int | None:
-        """Return a hash of a custom sampler's first ``steps`` index batches; None if unknown."""
+        """Return a hash of an asked order's first ``steps`` index batches, or of a whole plan.
+
+        None where it is not known, or need not be: an arithmetic order is named by its facts.
+        """
+        if self._plan is not None and self._plan_hash is None:
+            indices, offsets = (np.ascontiguousarray(array, np.int64) for array in self._plan)
+            self._plan_hash = crc32(indices.tobytes(), crc32(offsets.tobytes()))
         known = self.asked and steps < len(self._hashes)
-        return self._hashes[steps] if known else None
+        return self._hashes[steps] if known else self._plan_hash
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over what the loader's index sampler would yield."""
-        if self._custom is not None:
+        if self.pieces is None:
             return self
-        assert self.chunks is not None
-        if not self._auto_collation:
-            return (index for chunk in self.chunks for index in chunk.tolist())
-        return self._lists(self.chunks)
-
-    def _lists(self, chunks: Iterator[IndexArray]) -> Iterator[list[int]]:
-        for indices in whole_batches(chunks, self.batch_size, self.drop_last):
-            for start in range(0, len(indices), self.batch_size):
-                yield indices[start : start + self.batch_size].tolist()
+        if self._flat:
+            return (index for piece in self.pieces for index in piece.indices.tolist())
+        return (
+            indices[start : start + batch_size].tolist()
+            for indices, batch_size in self.pieces
+            for start in range(0, len(indices), batch_size)
+        )
 
 
 def _as_bytes(indices: Any) -> Any:

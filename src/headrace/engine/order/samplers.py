@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from headrace.sampling.order import is_exact
+from headrace.sampling.planned import is_planned
 
 _DRAW_NOTHING = (SequentialSampler, DistributedSampler)
 
@@ -53,7 +54,7 @@ def with_seed(index_sampler: Any, seed: int) -> Any:
         copied = copy.copy(index_sampler)
         copied.sampler = with_seed(inner, seed)
         return copied
-    if is_exact(index_sampler):
+    if is_exact(index_sampler) or is_planned(index_sampler):
         copied = copy.copy(index_sampler)
         if hasattr(copied, "generator"):
             copied.generator = torch.Generator().manual_seed(seed)

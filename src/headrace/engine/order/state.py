@@ -250,9 +250,11 @@ def _of_order(shape: Shape, progress: Progress, position: int) -> dict[str, Any]
         progress.facts = facts_of(shape.index_sampler)
     found: dict[str, Any] = {"order": dict(progress.facts)}
     found["sampler_epoch"] = progress.order.sampler_epoch
-    if not progress.order.asked or progress.sampler is not None:
+    if progress.sampler is not None:
         return found
     found["yielded"] = progress.order.hash_behind(position)
+    if not progress.order.asked:
+        return found
     now = others()
     if now is not None and progress.others_at_start not in (None, now):  # somebody drew from them
         found.update(others_at_start=progress.others_at_start, others=now)
