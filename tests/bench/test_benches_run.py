@@ -15,6 +15,7 @@ ROWS = {
     "order": 13,
     "train": 1,
     "sources": 10,
+    "shards": 13,
 }
 
 

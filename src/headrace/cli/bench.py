@@ -82,6 +82,18 @@ _BENCHES = {
             ("demo", "sklearn"),
         ),
     ),
+    "shards": _Bench(
+        "JPEGs in tar shards, on disk and in an object store (some minutes, 1 GB of disk).",
+        "shards",
+        (
+            ("bench", "webdataset"),
+            ("bench", "moto"),
+            ("remote", "obstore"),
+            ("images", "simplejpeg"),
+            ("images", "PIL"),
+            ("demo", "sklearn"),
+        ),
+    ),
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
     ),

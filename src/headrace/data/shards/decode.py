@@ -43,8 +43,8 @@ class Decoders:
                 f'Write decode={{"bin": my_function}}.'
             )
         self._own = {suffix.lower().lstrip("."): own[suffix] for suffix in own}
-        self._decode = decode is not False
-        if size is not None and not self._decode:
+        self.decode = decode is not False
+        if size is not None and not self.decode:
             raise OptionError("size= is of images that are decoded: it goes without decode=False.")
         self._image = ImageDecoder(size, wording=_WORDING)
 
@@ -56,7 +56,7 @@ class Decoders:
         """
         for suffix in suffixes:
             end = suffix.rpartition(".")[2]
-            if self._decode and end in PICKLES and self._own_of(suffix) is None:
+            if self.decode and end in PICKLES and self._own_of(suffix) is None:
                 raise SourceError(
                     f"{shard} has files that end with .{suffix}: pickles, which may run any code "
                     f"when they are read, and are not read here. Write TarDataset(..., "
@@ -70,8 +70,6 @@ class Decoders:
         Raises:
             SourceError: it cannot be decoded; the message says ``where``.
         """
-        if not self._decode:
-            return data
         own = self._own_of(suffix)
         if own is not None:
             try:
@@ -103,7 +101,7 @@ class Decoders:
     @property
     def identity(self) -> str:
         """What tells the values from those of other options."""
-        return f"{self._decode} {sorted(self._own)} {self._image}"
+        return f"{self.decode} {sorted(self._own)} {self._image}"
 
 
 def _array(data: bytes) -> Any:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -38,14 +38,6 @@ _FIRST_BLOCK_BYTES = 64 << 10
 _LARGEST_BLOCK_BYTES = 8 << 20
 _MAGIC = 0x6472_6168_7372_6800 + _VERSION
 _MOST_SUFFIXES = 1 << 16
-
-
-class Member(NamedTuple):
-    """A file of a sample: what its name ends with, and where its content is."""
-
-    suffix: int
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -93,11 +85,11 @@ class ShardIndex:
         raw = self._raw[self._keys + first : self._keys + last]
         return bytes(raw).decode("utf-8", "surrogateescape")
 
-    def members(self, sample: int) -> list[Member]:
-        """Return the files of a sample, in their order in the shard."""
-        span = range(self._firsts.item(sample), self._firsts.item(sample + 1))
-        suffixes, offsets, sizes = self._suffixes, self._offsets, self._sizes
-        return [Member(suffixes.item(n), offsets.item(n), sizes.item(n)) for n in span]
+    def members(self, sample: int) -> list[tuple[int, int, int]]:
+        """Return (number of the suffix, offset, size) of a sample's files, as they are ordered."""
+        span = slice(self._firsts.item(sample), self._firsts.item(sample + 1))
+        parts = (self._suffixes[span], self._offsets[span], self._sizes[span])
+        return list(zip(*(part.tolist() for part in parts), strict=True))
 
 
 def index_bytes(read: Read, stamp: Stamp) -> bytes:

@@ -6,6 +6,7 @@ import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -240,7 +241,7 @@ class TarDataset(Source):
             shard = self._open.get(number) or self._shard(number)
             if isinstance(shard.file, RemoteFile):
                 about = shard.file.about
-                ranges += [(about, m.offset, m.size) for m in shard.samples.members(row)]
+                ranges += [(about, at, size) for _, at, size in shard.samples.members(row)]
         data = self._stores.read(ranges)
         keys = ((shown(about.address), offset) for about, offset, _ in ranges)
         return dict(zip(keys, data, strict=True))
@@ -251,19 +252,19 @@ class TarDataset(Source):
         file, samples, suffixes = shard
         key = samples.key(number)
         sample: dict[str, Any] = {"__key__": key}
+        value = self._decoders.value if self._decoders.decode else None
         for kind, offset, size in samples.members(number):
             suffix = suffixes[kind]
-
-            def where(suffix: str = suffix, offset: int = offset) -> str:
-                return f"{file.path}, {key}.{suffix} at byte {offset:,}"
-
             data = fetched.get((file.path, offset)) if fetched else None
             if data is None:
                 try:
                     data = file.read(offset, size)
                 except TruncatedFileError as error:
-                    raise TruncatedFileError(f"{where()}: {error}") from None
-            sample[suffix] = self._decoders.value(suffix, data, where)
+                    where = _where(file, key, suffix, offset)
+                    raise TruncatedFileError(f"{where}: {error}") from None
+            if value is not None:
+                data = value(suffix, data, partial(_where, file, key, suffix, offset))
+            sample[suffix] = data
         return sample
 
     def _place(self, index: int) -> int:
@@ -289,6 +290,10 @@ class TarDataset(Source):
 
     def __repr__(self) -> str:
         return f"TarDataset({len(self.urls):,} shards, {len(self):,} samples)"
+
+
+def _where(file: File, key: str, suffix: str, offset: int) -> str:
+    return f"{file.path}, {key}.{suffix} at byte {offset:,}"
 
 
 def _check_is_tar(path: str, beginning: bytes) -> None:
