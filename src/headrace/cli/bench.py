@@ -102,6 +102,11 @@ _BENCHES = {
         "train",
         (("train", "lightning_fabric"),),
     ),
+    "libraries": _Bench(
+        "Unmodified programs of Lightning, transformers, PyTorch Geometric and timm under "
+        "`headrace run` (some minutes).",
+        "libraries",
+    ),
     "device": _Bench(
         "Copies to a CUDA device: of the link, behind a step, every value (about a minute).",
         "device",
