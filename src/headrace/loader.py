@@ -40,7 +40,14 @@ from headrace.sampling.groups import shuffle_of
 from headrace.sampling.random import RandomSampler, uses_bijection
 from headrace.sampling.ranks import Uneven
 from headrace.sized import length_of
-from headrace.wiring import check_shard, options_of, shape_of, shard_now, uses_processes
+from headrace.wiring import (
+    check_shard,
+    options_of,
+    shape_of,
+    shard_now,
+    uses_processes,
+    warn_inexact,
+)
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -260,6 +267,8 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         Besides the position it holds the generator that orders are drawn from (the loader's own,
         or torch's default one), as it stood at the beginning of the epoch and now.
         """
+        if self.rng == "torch":
+            warn_inexact(self)
         return self._session.state(shape_of(self), self._generators())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

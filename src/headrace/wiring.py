@@ -17,6 +17,7 @@ from headrace.engine.epoch import Options
 from headrace.engine.making import Recipe
 from headrace.engine.order import Shape, batch_size_of, order_sampler, which_rank
 from headrace.errors import OptionError
+from headrace.notices import warn_user
 from headrace.sampling.ranks import Shard, rank_batch_size
 from headrace.sized import length_of
 
@@ -79,6 +80,19 @@ def shape_of(loader: Any) -> Shape:
         dataset=_streamed(loader),
         persistent=loader.persistent_workers and workers_of(loader) > 0,
         seed=loader.seed,
+    )
+
+
+def warn_inexact(loader: Any) -> None:
+    """Warn, once a loader, where a state cannot bring back what user code draws."""
+    recipe = options_of(loader).recipe
+    if loader._session.warned_inexact or recipe.quiet or recipe.gatherer() is not None:
+        return
+    loader._session.warned_inexact = True
+    warn_user(
+        "with rng='torch' a state brings back the order, not the random numbers that the dataset "
+        "and collate_fn draw: they follow from how far each worker's generators have gone. For an "
+        "exact resume leave rng= out; if nothing is drawn there, ignore this."
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, RandomSampler
 from headrace import DataLoader
 from headrace.engine.order.state import seal
 from state import loaders
-from state.loaders import Augmented, Eager, Stateful
+from state.loaders import Augmented, Eager, Stateful, columns
 
 
 def shuffled(n=20, batch_size=4, **options):
@@ -320,3 +320,14 @@ class TestWhatItCosts:
             loader = DataLoader(Augmented(40), batch_size=4, shuffle=True, num_workers=workers)
             states.append(stopped(loader, 3))
         assert states[0] == states[1] == states[2]
+
+
+def test_random_numbers_that_no_state_brings_back_are_said_once():
+    loader = DataLoader(Augmented(8), 2, rng="torch")
+    with pytest.warns(UserWarning, match="with rng='torch' a state") as caught:
+        loader.state_dict()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    loader.state_dict()  # warnings are errors here
+    DataLoader(columns(8), 2, rng="torch").state_dict()  # nothing is drawn there
+    DataLoader(range(8), 2, rng="torch").state_dict()

@@ -43,6 +43,7 @@ class Session:
         self._engine: weakref.ref[Engine] | None = None  # workers end with their iterator
         self._round = 0  # epochs begun, over all restarts
         self._loaded: dict[str, Any] | None = None
+        self.warned_inexact = False
         self._before: tuple[Any, ...] | None = None  # an epoch that is beginning, and may not
         if inherited is not None:
             self.kept_global_batch = inherited.kept_global_batch
