@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = "demo,train,tables,images"
+EXTRAS = "demo,train,tables,images,remote,bench"
 
 
 def make_environment(directory: Path) -> Path:

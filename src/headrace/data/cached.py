@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import operator
 import os
 import pickle
 import platform
@@ -19,11 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from headrace.data.compose import RandomNumbers, Source, name_of
+from headrace.data.compose import RandomNumbers, Source, name_of, place_of
 from headrace.data.files import PathLike
 from headrace.data.identity import identity_of
 from headrace.data.record import DamagedRecordError, NotKeptError, pack, unpack
-from headrace.errors import SampleIndexError
 from headrace.rng import mix
 from headrace.tree import leaves, map_leaves
 
@@ -97,14 +95,7 @@ class CachedDataset(Source):
 
     def __getitem__(self, index: int) -> Any:
         """Return a sample: the one that is remembered, or a new one."""
-        place = operator.index(index)
-        length = len(self)
-        if not -length <= place < length:
-            raise SampleIndexError(
-                f"index {place} is out of range: there are {length:,} samples. "
-                f"Write an index from 0 to {length - 1}."
-            )
-        return self._get(place % length)
+        return self._get(place_of(index, len(self)))
 
     def _get(self, index: int) -> Any:
         raise NotImplementedError

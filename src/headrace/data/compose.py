@@ -6,6 +6,7 @@ The other ways to compose are torch's own and work on every source: ``Subset``, 
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -297,6 +298,21 @@ def _check(dataset: Any, fn: Any, *, iterable: bool) -> None:
         raise TypeError(
             f"{type(dataset).__name__} needs __getitem__ and __len__ to be mapped or filtered."
         )
+
+
+def place_of(index: int, length: int) -> int:
+    """Return the place, from 0 on, of an index that may count from the end.
+
+    Raises:
+        SampleIndexError: there is no such sample.
+    """
+    place = operator.index(index)
+    if not -length <= place < length:
+        raise SampleIndexError(
+            f"index {place} is out of range: there are {length:,} samples. "
+            f"Write an index from 0 to {length - 1}."
+        )
+    return place + length if place < 0 else place
 
 
 def _samples(dataset: Any, indices: Sequence[Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from headrace.data.compose import Source
+from headrace.data.compose import Source, place_of
 from headrace.data.files import PathLike
 from headrace.data.progress import Progress
 from headrace.data.shards.addresses import Addresses, find_shards
@@ -25,7 +24,6 @@ from headrace.data.stores.remote import Options, RemoteFile, Stores, shown
 from headrace.data.text.known import PROGRAMS, compression_of
 from headrace.errors import (
     OptionError,
-    SampleIndexError,
     SourceError,
     SourceWarning,
     TruncatedFileError,
@@ -221,7 +219,7 @@ class TarDataset(Source):
         checked: set[int] = set()
         places = []
         for index in indices:
-            place = self._place(index)
+            place = place_of(index, self._ends[-1])
             number = bisect_right(self._ends, place)
             places.append((number, place - (self._ends[number - 1] if number else 0)))
         fetched = self._fetched(places) if self._in_stores else {}
@@ -266,16 +264,6 @@ class TarDataset(Source):
                 data = value(suffix, data, partial(_where, file, key, suffix, offset))
             sample[suffix] = data
         return sample
-
-    def _place(self, index: int) -> int:
-        place = operator.index(index)
-        length = self._ends[-1]
-        if not -length <= place < length:
-            raise SampleIndexError(
-                f"index {place} is out of range: there are {length:,} samples. "
-                f"Write an index from 0 to {length - 1}."
-            )
-        return place + length if place < 0 else place
 
     def _identity(self) -> str:
         shards = [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from headrace.data.compose import Source
+from headrace.data.compose import Source, place_of
 from headrace.data.files import PathLike, Stamp
 from headrace.data.mapped import MappedFiles
 from headrace.data.text.index import Starts, line_index
@@ -24,7 +23,7 @@ from headrace.data.text.reading import (
     to_text,
     to_value,
 )
-from headrace.errors import SampleIndexError, SourceError
+from headrace.errors import SourceError
 
 _OPEN_FILES = 128  # maps held at once: each takes two file descriptors
 _COUNTED_BYTES = 16 << 20
@@ -132,7 +131,7 @@ class TextLines(Source):
         ends = self._ends
         length = ends[-1]
         for index in indices:
-            place = index if type(index) is int and 0 <= index < length else self._place(index)
+            place = index if type(index) is int and 0 <= index < length else place_of(index, length)
             number = bisect_right(ends, place)
             file = files.get(number)
             if file is None:
@@ -149,16 +148,6 @@ class TextLines(Source):
 
     def _sample(self, raw: bytes, first: bool) -> Any:
         return to_text(raw, self._codec, self.errors, first=first)
-
-    def _place(self, index: int) -> int:
-        place = operator.index(index)
-        length = self._ends[-1]
-        if not -length <= place < length:
-            raise SampleIndexError(
-                f"index {place} is out of range: there are {length:,} samples. "
-                f"Write an index from 0 to {length - 1}."
-            )
-        return place + length if place < 0 else place
 
     def _identity(self) -> str:
         paths = [*map(os.path.abspath, self.paths)]
