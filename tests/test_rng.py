@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset
 
 from headrace import DataLoader, mersenne
-from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, task_seed
+from headrace.engine.order import order
+from headrace.rng import BorrowedGenerators, ProcessGenerators, mix, mix_range, task_seed
 from oracle import generator_states, seed_everything
 
 
@@ -311,3 +312,21 @@ class TestSeeds:
         assert task_seed(12345, 0, 0) == 12248531701917948781
         assert task_seed(12345, 1, 7) == 9945394329679531997
         assert task_seed(0, 0, None) == 3400964856525257824
+
+
+@given(st.integers(0, 2**62), st.integers(1, 70), st.integers(0, 2**64 - 1))
+def test_many_values_hashed_at_once_are_those_hashed_one_by_one(start, count, state):
+    assert mix_range(start, count, state) == [mix(start + n, state=state) for n in range(count)]
+
+
+def test_the_seeds_of_a_batchs_steps_are_asked_for_a_block_at_a_time(monkeypatch):
+    asked = []
+
+    def counted(start: int, count: int, state: int) -> list[int]:
+        asked.append(start)
+        return mix_range(start, count, state)
+
+    monkeypatch.setattr(order, "mix_range", counted)
+    tasks = order.Tasks(iter(range(200)), 7, 3)
+    assert [task.seed for task in tasks] == [task_seed(7, 3, step) for step in range(200)]
+    assert asked == [0, 64, 128, 192]

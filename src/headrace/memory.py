@@ -32,7 +32,7 @@ class _Current(threading.local):
     lender: Lender | None = None
 
 
-_current = _Current()
+current = _Current()
 
 
 def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -48,7 +48,7 @@ def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> tor
         dtype: type of its elements.
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    lender = _current.lender
+    lender = current.lender
     if lender is None:
         return torch.empty(sizes, dtype=dtype, device="cpu")
     return lender.empty(sizes, dtype)
@@ -56,7 +56,7 @@ def alloc(shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> tor
 
 def alloc_array(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, np.dtype[Any]]:
     """Return an uninitialised NumPy array for a batch, on leased memory where there is some."""
-    lender = _current.lender
+    lender = current.lender
     if lender is None or dtype.hasobject:  # what lies in lent memory is not counted by Python
         return np.empty(tuple(shape), dtype)
     return lender.empty_array(shape, dtype)
@@ -64,19 +64,19 @@ def alloc_array(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, n
 
 def is_made_in_place(size_bytes: int) -> bool:
     """Say whether a leaf of so many bytes should be written straight into a lease."""
-    lender = _current.lender
+    lender = current.lender
     return lender is not None and size_bytes >= lender.in_place_bytes
 
 
 def lend_from(lender: Lender | None) -> Lender | None:
     """Let :func:`alloc` borrow from a lender in this thread; return the one before."""
-    before, _current.lender = _current.lender, lender
+    before, current.lender = current.lender, lender
     return before
 
 
 def lender_here() -> Lender | None:
     """Return what :func:`alloc` borrows from in this thread."""
-    return _current.lender
+    return current.lender
 
 
 @contextmanager

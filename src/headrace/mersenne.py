@@ -13,7 +13,8 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -56,13 +57,17 @@ class WordSource:
 
     def __call__(self, seed: int) -> tuple[memoryview, memoryview, memoryview]:
         """Return the words for torch, NumPy and Python."""
+        drawn = self.draw(seed)
+        return drawn[96:2592], drawn[2592:5088], drawn[5088:7584]
+
+    def draw(self, seed: int) -> memoryview:
+        """Return the words of all three behind 96 bytes that are not used."""
         if self._memory is not None:
             _pack_seed(self._memory, 0, seed, seed, seed, 1)
         else:
             words = np.array([seed, seed, seed, 1], np.uint64)
             self._source.state = {**self._source.state, "state": {"state": words}}
-        drawn = self._source.random_raw(self._count).data.cast("B")
-        return drawn[96:2592], drawn[2592:5088], drawn[5088:7584]
+        return self._source.random_raw(self._count).data.cast("B")
 
 
 _pack_seed = struct.Struct("=QQQQ").pack_into
@@ -97,17 +102,15 @@ class _InMemory:
     def restore(self, saved: bytes) -> None:
         self._all[:] = saved
 
-    def put(self, words: memoryview) -> None:
-        self._key[:] = words
-        for place, data in self._fresh:
-            place[:] = data
 
+# What is done for each batch is written out: each ``put`` says for itself what it puts where.
 
 # torch
 
 # ATen's mt19937: seed (8 bytes), words left (4), seeded (1, padded), next (4), the words; behind it
 # padding, and what is kept of pairs of normal deviates: an optional float (8) and double (16).
 _TORCH_HEAD, _TORCH_TAIL = 20, 28
+_NO_TAIL = bytes(_TORCH_TAIL)
 _TORCH_FRESH = struct.pack("<i?3xI", 1, True, 0)
 _TORCH_BEFORE = 160  # what stands before it in the object is less than this
 
@@ -118,6 +121,12 @@ class _TorchInMemory(_InMemory):
     def __init__(self, address: int) -> None:
         fresh = [(8, _TORCH_FRESH), (_TORCH_HEAD + KEY_BYTES, bytes(_TORCH_TAIL))]
         super().__init__(address, _TORCH_HEAD + KEY_BYTES + _TORCH_TAIL, _TORCH_HEAD, fresh)
+        (self._head, _), (self._tail, _) = self._fresh
+
+    def put(self, words: memoryview) -> None:
+        self._key[:] = words
+        self._head[:] = _TORCH_FRESH
+        self._tail[:] = _NO_TAIL
 
 
 class _TorchByCalls:
@@ -181,6 +190,7 @@ class _PythonInMemory(_InMemory):
     def __init__(self, address: int, inner: Any) -> None:
         super().__init__(address, 4 + KEY_BYTES, 4, [(0, _USED_UP)])
         self._inner = inner
+        [(self._place, _)] = self._fresh
         self._copy = self.save
         self.save = self._save  # type: ignore[assignment]
 
@@ -191,7 +201,8 @@ class _PythonInMemory(_InMemory):
         self._all[:], self._inner.gauss_next = saved
 
     def put(self, words: memoryview) -> None:
-        super().put(words)
+        self._key[:] = words
+        self._place[:] = _USED_UP
         self._inner.gauss_next = None
 
 
@@ -224,6 +235,7 @@ class _NumPyInMemory(_InMemory):
     def __init__(self, key: int, gauss: int) -> None:
         super().__init__(key, KEY_BYTES + 4, 0, [(KEY_BYTES, _USED_UP)])
         self._gauss = _memory(gauss, 16)
+        [(self._place, _)] = self._fresh
         self._copy = self.save
         self.save = self._save  # type: ignore[assignment]
 
@@ -234,7 +246,8 @@ class _NumPyInMemory(_InMemory):
         self._all[:], self._gauss[:] = saved
 
     def put(self, words: memoryview) -> None:
-        super().put(words)
+        self._key[:] = words
+        self._place[:] = _USED_UP
         self._gauss[:] = _NO_GAUSS
 
 
@@ -280,3 +293,69 @@ def _numpy_gauss() -> int | None:
     wanted = (1).to_bytes(8, "little") + np.float64(gauss).tobytes()
     address = _find(id(probe), type(probe).__basicsize__, wanted)
     return None if address is None else id(np.random.mtrand._rand) + address - id(probe)
+
+
+# All three
+
+
+class Together(NamedTuple):
+    """The states of all three, as functions that save them, begin a task's streams, put them back.
+
+    A restored state is one that ``save`` returned.
+    """
+
+    save: Callable[[], tuple[Any, ...]]
+    seed: Callable[[int], None]
+    restore: Callable[[tuple[Any, ...]], None]
+
+
+def together(source: WordSource, of_torch: State, of_numpy: State, of_python: State) -> Together:
+    """Return one function for what would be three calls, where all three states lie in memory."""
+    if not (
+        isinstance(of_torch, _TorchInMemory)
+        and isinstance(of_numpy, _NumPyInMemory)
+        and isinstance(of_python, _PythonInMemory)
+    ):
+        return _one_by_one(source, of_torch, of_numpy, of_python)
+    draw, inner = source.draw, of_python._inner
+    torch_all, numpy_all, python_all = of_torch._all, of_numpy._all, of_python._all
+    torch_key, numpy_key, python_key = of_torch._key, of_numpy._key, of_python._key
+    head, tail, gauss = of_torch._head, of_torch._tail, of_numpy._gauss
+    numpy_place, python_place = of_numpy._place, of_python._place
+    copies = torch_all.tobytes, numpy_all.tobytes, gauss.tobytes, python_all.tobytes
+    save_torch, save_numpy, save_gauss, save_python = copies
+
+    def save() -> tuple[Any, ...]:
+        return save_torch(), save_numpy(), save_gauss(), save_python(), inner.gauss_next
+
+    def seed(task_seed: int) -> None:
+        words = draw(task_seed)
+        torch_key[:] = words[96:2592]
+        head[:] = _TORCH_FRESH
+        tail[:] = _NO_TAIL
+        numpy_key[:] = words[2592:5088]
+        numpy_place[:] = _USED_UP
+        gauss[:] = _NO_GAUSS
+        python_key[:] = words[5088:7584]
+        python_place[:] = _USED_UP
+        inner.gauss_next = None
+
+    def restore(saved: tuple[Any, ...]) -> None:
+        torch_all[:], numpy_all[:], gauss[:], python_all[:], inner.gauss_next = saved
+
+    return Together(save, seed, restore)
+
+
+def _one_by_one(source: WordSource, *states: State) -> Together:
+    def save() -> tuple[Any, ...]:
+        return tuple([state.save() for state in states])
+
+    def seed(task_seed: int) -> None:
+        for state, words in zip(states, source(task_seed), strict=True):
+            state.put(words)
+
+    def restore(saved: tuple[Any, ...]) -> None:
+        for state, was in zip(states, saved, strict=True):
+            state.restore(was)
+
+    return Together(save, seed, restore)

@@ -12,6 +12,7 @@ import torch
 from headrace import mersenne
 
 _MASK64 = (1 << 64) - 1
+_mtrand = np.random.mtrand
 _START = _MASK64  # the "step" of what runs before the first batch: iter(dataset)
 
 
@@ -36,6 +37,19 @@ def task_seed(base_seed: int, epoch: int, step: int | None) -> int:
     return mix(base_seed, epoch, _START if step is None else step)
 
 
+def mix_range(start: int, count: int, state: int) -> list[int]:
+    """Return ``mix(value, state=state)`` for ``count`` values from ``start`` on, at once."""
+    values = np.arange(start, start + count, dtype=np.uint64)
+    values += np.uint64((state + 0x9E3779B97F4A7C15) & _MASK64)
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    seeds: list[int] = values.tolist()
+    return seeds
+
+
 class ProcessGenerators:
     """torch's, NumPy's and Python's global generators as one thing to save, seed and restore."""
 
@@ -49,31 +63,27 @@ class ProcessGenerators:
     def _find_numpy(self) -> None:
         self._bit_generator = np.random.mtrand._rand._bit_generator
         self._numpy = mersenne.numpy_state()
+        self._all = mersenne.together(self._draw, self._torch, self._numpy, self._python)
 
     def save(self) -> tuple[Any, ...]:
         """Return the state of all three."""
-        if np.random.mtrand._rand._bit_generator is not self._bit_generator:
+        if _mtrand._rand._bit_generator is not self._bit_generator:
             self._find_numpy()  # the user called np.random.set_bit_generator
-        return self._torch.save(), self._numpy.save(), self._python.save()
+        return self._all.save()
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Put all three back."""
-        torch_state, numpy_state, python_state = saved
-        self._torch.restore(torch_state)
-        self._numpy.restore(numpy_state)
-        self._python.restore(python_state)
+        self._all.restore(saved)
 
     def seed(self, seed: int) -> None:
         """Begin the streams of a task in all three: each has random words of its own.
 
         ``torch.initial_seed()`` goes on saying what it said: people derive other seeds from it.
         """
-        for_torch, for_numpy, for_python = self._draw(seed)
         if not self._users:
-            self._torch.put(for_torch)
-            self._numpy.put(for_numpy)
-            self._python.put(for_python)
+            self._all.seed(seed)
             return
+        for_torch, for_numpy, for_python = self._draw(seed)
         if "torch" not in self._users:
             self._torch.put(for_torch)
         if "NumPy" not in self._users:
@@ -181,9 +191,9 @@ def task_rng() -> TaskRng:
     generators of which that is true. Outside a loader, where a dataset is indexed by hand, they
     are seeded from torch's default generator each time that this is called.
     """
-    if _here.seed is None:
+    if here.seed is None:
         draw = int(torch.empty((), dtype=torch.int64).random_().item())
-        _here.generators = _TaskGenerators(draw)
+        here.generators = _TaskGenerators(draw)
     return _TASK_RNG
 
 
@@ -228,30 +238,30 @@ class _Here(threading.local):
     generators: _TaskGenerators | None = None
 
 
-_here = _Here()
+here = _Here()
 
 
 def _generators_here() -> _TaskGenerators:
-    if _here.generators is None:
-        if _here.seed is None:
+    if here.generators is None:
+        if here.seed is None:
             task_rng()
         else:
-            _here.generators = _TaskGenerators(_here.seed)
-    assert _here.generators is not None
-    return _here.generators
+            here.generators = _TaskGenerators(here.seed)
+    assert here.generators is not None
+    return here.generators
 
 
 def task_here() -> tuple[int | None, _TaskGenerators | None]:
     """Return what :func:`end_task` needs to go back to the present task."""
-    return _here.seed, _here.generators
+    return here.seed, here.generators
 
 
 def begin_task(seed: int) -> tuple[int | None, _TaskGenerators | None]:
     """Say which task runs in this thread from now on; return what :func:`end_task` needs."""
-    before = _here.seed, _here.generators
-    _here.seed = seed
+    before = here.seed, here.generators
+    here.seed = seed
     if before[0] is not None:  # a loader inside a dataset: the outer task's go on after it
-        _here.generators = None
+        here.generators = None
     elif before[1] is not None:
         before[1].seed(seed)
     return before
@@ -259,9 +269,9 @@ def begin_task(seed: int) -> tuple[int | None, _TaskGenerators | None]:
 
 def end_task(before: tuple[int | None, _TaskGenerators | None]) -> None:
     """Go back to the task before, or to none."""
-    _here.seed = before[0]
+    here.seed = before[0]
     if before[0] is not None:
-        _here.generators = before[1]
+        here.generators = before[1]
 
 
 class Seeding(Protocol):

@@ -93,12 +93,12 @@ class Trial:
         return sorted(set(self.faults))
 
     def _check_generators(self) -> None:
-        if memory._current.lender is not None:
+        if memory.current.lender is not None:
             self.faults.append("memory is lent outside a task")
             memory.lend_from(None)
-        if rng._here.seed is not None:
+        if rng.here.seed is not None:
             self.faults.append("a task's generators outside a task")
-            rng._here.seed = None
+            rng.here.seed = None
         if keys() != KEYS[0]:
             self.faults.append("the program's generators were not put back")
 

@@ -30,8 +30,8 @@ from headrace.engine.order.streams import knows_its_place, said_of
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
-from headrace.memory import lend_from, lender_here, lending
-from headrace.rng import Seeding, begin_task, end_task, task_here
+from headrace.memory import current, lend_from, lender_here, lending
+from headrace.rng import Seeding, begin_task, end_task, here, task_here
 from headrace.tree import NUMPY_DTYPES, leaves
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -212,10 +212,11 @@ class Fetcher:
         """
         if self.skipped:
             self.skipped.clear()
-        lender, outer, saved = lender_here(), task_here(), None
+        # Written out, as all of this is paid for each batch: see _AroundUserCode.
+        lender, outer, saved = current.lender, (here.seed, here.generators), None
         seeding = self._seeding
         try:
-            lend_from(self._pool)
+            current.lender = self._pool
             begin_task(seed)
             if seeding is not None:
                 saved = seeding.begin(seed)
@@ -228,7 +229,10 @@ class Fetcher:
             raise self._stopped(error) from error
         finally:
             try:
-                self._undo(saved, outer, lender)
+                if saved is not None:
+                    seeding.end(saved)  # type: ignore[union-attr]
+                end_task(outer)
+                current.lender = lender
             except BaseException:  # an interruption: it is the same done twice
                 self._undo(saved, outer, lender)
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from zlib import crc32
@@ -15,10 +15,13 @@ import numpy as np
 from headrace.data.gatherer import IndexArray
 from headrace.engine.order.facts import epoch_setter
 from headrace.engine.task import Task
-from headrace.rng import mix
+from headrace.rng import mix, mix_range
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
 from headrace.sampling.planned import is_planned
 from headrace.sampling.ranks import Shard
+
+_LISTED = 4096  # indices that become Python's integers at once
+_SEEDS = 64  # steps whose seeds are computed at once
 
 
 class Piece(NamedTuple):
@@ -184,11 +187,17 @@ class Order:
             return self
         if self._flat:
             return (index for piece in self.pieces for index in piece.indices.tolist())
-        return (
-            indices[start : start + batch_size].tolist()
-            for indices, batch_size in self.pieces
-            for start in range(0, len(indices), batch_size)
-        )
+        return _lists(self.pieces)
+
+
+def _lists(pieces: Iterable[Piece]) -> Iterator[list[int]]:
+    """Yield batches as lists: many indices become Python's integers at once."""
+    for indices, batch_size in pieces:
+        whole = max(1, _LISTED // batch_size) * batch_size
+        for first in range(0, len(indices), whole):
+            some = indices[first : first + whole].tolist()
+            for start in range(0, len(some), batch_size):
+                yield some[start : start + batch_size]
 
 
 def _as_bytes(indices: Any) -> Any:
@@ -276,6 +285,8 @@ class Tasks:
     ) -> None:
         self._indices = indices
         self._epoch_seed = mix(base_seed, epoch)  # task_seed() of a step goes on from it
+        self._seeds: list[int] = []  # of the steps from ``_seeds_from`` on
+        self._seeds_from = 0
         self._epoch = epoch
         self._step = step
         self._after_each = after_each
@@ -291,7 +302,11 @@ class Tasks:
 
     def seed_of(self, step: int) -> int:
         """Return the seed of a step's task."""
-        return mix(step, state=self._epoch_seed)
+        place = step - self._seeds_from
+        if not 0 <= place < len(self._seeds):
+            self._seeds_from, place = step, 0
+            self._seeds = mix_range(step, _SEEDS, self._epoch_seed)
+        return self._seeds[place]
 
     def ask(self) -> tuple[int, Any]:
         """Ask the sampler for the next batch of indices; return its step too."""
