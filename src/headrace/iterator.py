@@ -12,7 +12,8 @@ from torch.utils.data._utils.pin_memory import pin_memory as pin
 from headrace.engine.ahead import Transfer, pin_device, target_device
 from headrace.engine.doubt import BOOKS, SETTLED
 from headrace.notices import warn_user
-from headrace.wiring import options_of, shard_now
+from headrace.sampling.planned import is_planned
+from headrace.wiring import index_sampler_of, options_of, shard_now
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -24,7 +25,7 @@ class LoaderIterator(Generic[_T_co]):
     """One epoch of a loader, or with persistent workers one epoch after the other."""
 
     def __init__(self, loader: Any) -> None:
-        self._sampler = loader._index_sampler
+        self._sampler = index_sampler_of(loader)
         self._shard = shard_now(loader)
         self._device = target_device(loader.device)
         pinned = loader.pin_memory and self._device is None  # else they are there already
@@ -101,7 +102,7 @@ class LoaderIterator(Generic[_T_co]):
         self._engine.close()
 
     def __len__(self) -> int:
-        if self._shard is not None:
+        if self._shard is not None and not is_planned(self._sampler):
             steps: int = self._shard.rank_steps(len(self._sampler.sampler))
             return steps
         return len(self._sampler)

@@ -37,11 +37,13 @@ from headrace.engine.stats import Statistics
 from headrace.errors import OptionError
 from headrace.iterator import LoaderIterator
 from headrace.sampling.groups import shuffle_of
+from headrace.sampling.planned import is_planned
 from headrace.sampling.random import RandomSampler, uses_bijection
 from headrace.sampling.ranks import Uneven
 from headrace.sized import length_of
 from headrace.wiring import (
     check_shard,
+    index_sampler_of,
     options_of,
     shape_of,
     shard_now,
@@ -295,6 +297,8 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         shard = shard_now(self)
         if shard is None:
             return super().__len__()
+        if is_planned(self._index_sampler):
+            return len(index_sampler_of(self))
         return shard.rank_steps(len(self.sampler))  # type: ignore[arg-type]
 
     def __iter__(self) -> Any:

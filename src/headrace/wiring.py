@@ -18,6 +18,7 @@ from headrace.engine.making import Recipe
 from headrace.engine.order import Shape, batch_size_of, order_sampler, which_rank
 from headrace.errors import OptionError
 from headrace.notices import warn_user
+from headrace.sampling.planned import is_planned
 from headrace.sampling.ranks import Shard, rank_batch_size
 from headrace.sized import length_of
 
@@ -41,7 +42,7 @@ def options_of(loader: Any) -> Options:
             skip=loader.on_error == "skip",
             weigh_all=loader.prefetch_bytes is not None,
         ),
-        index_sampler=loader._index_sampler,
+        index_sampler=index_sampler_of(loader),
         generator=loader.generator,
         num_workers=loader.num_workers,
         context=worker_context(given) if uses_processes(loader) else None,
@@ -76,7 +77,7 @@ def shape_of(loader: Any) -> Shape:
         shard=shard_now(loader),
         workers=max(1, workers_of(loader)) if iterable else None,
         rank=which_rank(loader.shard) if iterable else None,
-        index_sampler=loader._index_sampler,
+        index_sampler=index_sampler_of(loader),
         dataset=_streamed(loader),
         persistent=loader.persistent_workers and workers_of(loader) > 0,
         seed=loader.seed,
@@ -119,6 +120,18 @@ def shard_now(loader: Any) -> Shard | None:
     return Shard(*rank, batch_size, loader.uneven, loader.drop_last)
 
 
+def index_sampler_of(loader: Any) -> Any:
+    """Return the sampler that this process goes through: of a planned order, its rank's part."""
+    sampler = loader._index_sampler
+    rank = which_rank(loader.shard)
+    if rank is None or not is_planned(sampler):
+        return sampler
+    kept = loader._session.rank_sampler
+    if kept is None or kept[:2] != (sampler, rank):
+        loader._session.rank_sampler = kept = (sampler, rank, sampler.shard(*rank))
+    return kept[2]
+
+
 def check_shard(loader: Any) -> None:
     """Raise where ranks cannot divide what the loader loads.
 
@@ -137,11 +150,19 @@ def check_shard(loader: Any) -> None:
         )
     if isinstance(loader.dataset, IterableDataset):
         check_divisible(loader.dataset, "ranks")
-    elif type(loader.batch_sampler) is not torch_data.BatchSampler:
+        return
+    planned = is_planned(loader._index_sampler) and hasattr(loader._index_sampler, "shard")
+    if not planned and type(loader.batch_sampler) is not torch_data.BatchSampler:
         raise OptionError(
             "shard= divides batches of a fixed size. Leave batch_sampler= out and give "
             "batch_size=, or divide the ranks inside your batch sampler (num_replicas=, rank=). "
             "Where a library divides them, as accelerate's prepare() does, leave shard= out."
+        )
+    if planned and loader.uneven != "exact":
+        name = type(loader._index_sampler).__name__
+        raise OptionError(
+            f"{name} gives all ranks equally many batches, so uneven={loader.uneven!r} has nothing "
+            f"to do. Leave uneven= out; {name}(..., drop_last=True) leaves samples out."
         )
 
 

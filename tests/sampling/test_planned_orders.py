@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headrace import (
     BucketBatchSampler,
     DataLoader,
+    OptionError,
     PackedBatchSampler,
     StateError,
     StratifiedBatchSampler,
@@ -142,3 +143,49 @@ def test_an_empty_batch_of_a_plan_is_named():
     dataset = torch_data.TensorDataset(*KEYS)
     with pytest.raises(ValueError, match="batch 1 of the plan of InTurn is empty"):
         list(DataLoader(dataset, batch_sampler=InTurn([2, 0, 2])))
+
+
+RANKED = {
+    "buckets": lambda: BucketBatchSampler(LENGTHS, max_tokens=60),
+    "packed": lambda: PackedBatchSampler(LENGTHS, 70),
+}
+
+
+def of_rank(kind, rank, ranks=2, workers=0, data=KEYS, **options):
+    dataset = torch_data.TensorDataset(*data)
+    options = {"seed": 3, "num_workers": workers, **options}
+    return DataLoader(dataset, batch_sampler=RANKED[kind](), shard=(rank, ranks), **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", RANKED)
+def test_ranks_share_a_plan_and_each_goes_on_in_its_own(kind, workers):
+    loaders = [of_rank(kind, rank, workers=workers) for rank in (0, 1)]
+    rests, states = [], []
+    seen = []
+    for loader in loaders:
+        batches = iter(loader)
+        assert len(batches) == len(loader) == len(loaders[0])
+        first = flat([next(batches), next(batches)])
+        states.append(json.dumps(loader.state_dict()))
+        rests.append(flat(batches))
+        assert len(first) + len(rests[-1]) == len(loader)
+        seen += [i for batch in first + rests[-1] for i in batch[0]]
+    assert sorted(seen) == list(range(N))
+    following = [flat(loader) for loader in loaders]
+    assert following[0] != rests[0]
+    for rank, saved_by in [(0, 0), (1, 1), (0, 1), (1, 0)]:
+        again = of_rank(kind, rank)
+        again.load_state_dict(json.loads(states[saved_by]))
+        assert flat(again) == rests[rank]
+        assert flat(again) == following[rank]
+    with pytest.raises(StateError, match="num_replicas"):
+        of_rank(kind, 0, 3).load_state_dict(json.loads(states[0]))
+
+
+def test_what_cannot_be_shared_says_so():
+    dataset = torch_data.TensorDataset(*KEYS)
+    with pytest.raises(OptionError, match="divides batches of a fixed size"):
+        DataLoader(dataset, batch_sampler=InTurn([3]), shard=(0, 2))
+    with pytest.raises(OptionError, match="equally many batches"):
+        of_rank("buckets", 0, uneven="pad")

@@ -44,6 +44,7 @@ class Session:
         self._round = 0  # epochs begun, over all restarts
         self._loaded: dict[str, Any] | None = None
         self.warned_inexact = False
+        self.rank_sampler: tuple[Any, ...] | None = None  # a planned order's part, as it was made
         self._before: tuple[Any, ...] | None = None  # an epoch that is beginning, and may not
         if inherited is not None:
             self.kept_global_batch = inherited.kept_global_batch

@@ -67,7 +67,7 @@ class Order:
         self._sampler, self._drop_last = index_sampler, False
         self.batch_size: int | None = None if is_planned(index_sampler) else 1  # None: they differ
         exact = exact_batches(index_sampler) if auto_collation else None
-        if shard is not None:
+        if shard is not None and not is_planned(index_sampler):  # else it is the rank's own part
             self._custom = _rank_batches(index_sampler, shard, start)
         elif exact is not None:
             self._sampler, self.batch_size, self._drop_last = exact
@@ -173,9 +173,11 @@ class Order:
     def hash_behind(self, steps: int) -> int | None:
         """Return a hash of an asked order's first ``steps`` index batches, or of a whole plan.
 
-        None where it is not known, or need not be: an arithmetic order is named by its facts.
+        None where it is not known, or need not be: where facts name the order, which are the same
+        on all ranks.
         """
-        if self._plan is not None and self._plan_hash is None:
+        named = hasattr(self._sampler, "order_facts")
+        if self._plan is not None and self._plan_hash is None and not named:
             indices, offsets = (np.ascontiguousarray(array, np.int64) for array in self._plan)
             self._plan_hash = crc32(indices.tobytes(), crc32(offsets.tobytes()))
         known = self.asked and steps < len(self._hashes)
