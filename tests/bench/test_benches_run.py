@@ -8,6 +8,7 @@ pytestmark = pytest.mark.timeout(300)
 
 ROWS = {
     "inmemory": 15,
+    "ordinary": 85,
     "workers": 8,
     "threads": 1,
     "auto": 4,

@@ -89,13 +89,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A bench's rows, what its figures mean, and where and when they were measured."""
+    """A bench's rows, what its figures mean, and where and when they were measured.
+
+    ``must_reach`` says that a target that was missed is a failure of the command.
+    """
 
     bench: str
     meaning: tuple[str, ...]
     rows: tuple[Row, ...]
     size: Size
     environment: Mapping[str, Any]
+    must_reach: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether a target was missed that had to be reached: never in a quick run."""
+        return self.must_reach and not self.size.quick and not all(r.reached for r in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it, ``reached`` beside each row's figure."""
