@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = "demo,train,tables,images,remote,bench"
+BESIDE = ("jax",)  # what an example is about, and headrace does not need
 
 
 def make_environment(directory: Path) -> Path:
@@ -33,7 +34,7 @@ def _install(directory: Path, python: Path) -> None:
     versions = directory / "versions.txt"
     versions.write_text(_uv("pip", "freeze", "--exclude-editable", "--python", sys.executable))
     install = ["pip", "install", "--python", python, "--constraints", versions]
-    install += ["--link-mode", _link_mode(directory), f"{wheel}[{EXTRAS}]"]
+    install += ["--link-mode", _link_mode(directory), f"{wheel}[{EXTRAS}]", *BESIDE]
     try:
         _uv(*install, "--offline")
     except subprocess.CalledProcessError:
