@@ -60,6 +60,7 @@ class FileServer:
         self.delay_s = 0.0
         self.answer = None  # an HTTP status for all requests
         self.ranges = True
+        self.etags = True
         self.seen = []
         self._random = random.Random(0)
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -122,7 +123,8 @@ class FileServer:
                     data = file.read(last - first)
                 self.send_response(206 if asked else 200)
                 self.send_header("Content-Length", str(len(data)))
-                self.send_header("ETag", f'"{found.st_mtime_ns}-{found.st_size}"')
+                if server.etags:
+                    self.send_header("ETag", f'"{found.st_mtime_ns}-{found.st_size}"')
                 self.send_header("Last-Modified", self.date_time_string(int(found.st_mtime)))
                 if asked:
                     self.send_header("Content-Range", f"bytes {first}-{last - 1}/{found.st_size}")

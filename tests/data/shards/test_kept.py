@@ -104,6 +104,16 @@ def test_room_is_made_of_what_it_wrote_itself_only(urls, size, tmp_path):
     assert len(kept_in(cache)) == 2
 
 
+def test_where_others_have_taken_the_room_nothing_is_kept(web, urls, size, tmp_path):  # noqa: F811
+    folder = tmp_path / "cache" / "shards"
+    folder.mkdir(parents=True)
+    (folder / "of-another-program.shard").write_bytes(bytes(2 * size))
+    options = {"cache_dir": tmp_path / "cache", "cache_bytes": 2 * size, "shuffle_shards": 1}
+    assert TarDataset(urls[0], **options)[0]["cls"] == 0
+    until(lambda: (folder / ".room.lock").exists() and not list(folder.glob("*.part")))
+    assert len(kept_in(tmp_path / "cache")) == 1
+
+
 def test_a_bound_below_a_window_is_an_error_with_the_number(shards, urls, tmp_path):  # noqa: F811
     needed = sum(sorted(path.stat().st_size for path in shards.glob("*.tar"))[-2:])
     options = {"cache_dir": tmp_path, "shuffle_shards": 2}

@@ -243,7 +243,10 @@ def test_a_server_without_ranges_is_named(shards, web):
         dataset[0]
 
 
-def test_an_object_that_changed_is_an_error(shards, web):
+@pytest.mark.parametrize("etags", [True, False])
+def test_an_object_that_changed_is_an_error(shards, web, etags):
+    web.etags = etags
+    os.utime(shards / "000.tar", (1_000, 1_000))
     dataset = TarDataset(f"{web.address}/000.tar", decode=False)
     path = shards / "000.tar"
     data = path.read_bytes()

@@ -105,8 +105,16 @@ def _kind(error: Exception) -> str:
 
 
 def _about(address: str, meta: Any) -> list[Any]:
-    modified = meta["last_modified"]
-    return [address, meta["size"], meta["e_tag"] or "", int(modified.timestamp() * 1_000_000)]
+    return [address, meta["size"], _version(meta), _modified_us(meta)]
+
+
+def _version(meta: Any) -> str:
+    """Return an object's etag, or where its server has none, when it changed."""
+    return meta["e_tag"] or f"changed at {_modified_us(meta)}"
+
+
+def _modified_us(meta: Any) -> int:
+    return int(meta["last_modified"].timestamp() * 1_000_000)
 
 
 def _head(address: str, options: dict[str, Any]) -> list[Any]:
@@ -135,7 +143,7 @@ def _read(span: list[Any], options: dict[str, Any]) -> Any:
     def attempt() -> Any:
         found = obstore.get(store, path, options=asked)
         meta = found.meta
-        if meta["size"] != size or (etag and meta["e_tag"] and meta["e_tag"] != etag):
+        if meta["size"] != size or _version(meta) != etag:
             raise _ChangedError(f"it had {size:,} bytes and has {meta['size']:,}")
         data = found.bytes()
         if len(data) != last - first:

@@ -35,7 +35,7 @@ _SECRET_LENGTH = 4
 
 
 class Object(NamedTuple):
-    """An object as it was when it was looked at."""
+    """An object as it was when it was looked at; without an etag, that is when it changed."""
 
     address: str
     size_bytes: int
@@ -45,8 +45,7 @@ class Object(NamedTuple):
     @property
     def stamp(self) -> Stamp:
         """Its size, and a number that is another one when it has another etag, or time."""
-        about = self.etag or str(self.modified_us)
-        digest = blake2b(about.encode(), digest_size=7).digest()
+        digest = blake2b(self.etag.encode(), digest_size=7).digest()
         return Stamp(self.size_bytes, int.from_bytes(digest, "big"))
 
 
