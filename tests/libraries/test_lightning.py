@@ -1,6 +1,7 @@
 """Lightning and Fabric: a loader of ours is kept, and resumes where a checkpoint was written."""
 
 import copy
+import json
 import logging
 
 import pytest
@@ -134,3 +135,38 @@ def test_shard_names_its_option():
             seed=0,
             sampler=torch.utils.data.DistributedSampler(data(), num_replicas=2, rank=0),
         )
+
+
+def goes_on_in_two_processes(fabric, folder):
+    """Stop in the second epoch, under the DistributedSampler that Fabric adds, and go on."""
+
+    def loader():
+        made = headrace.DataLoader(torch.arange(40.0), 2, shuffle=True)
+        return fabric.setup_dataloaders(made, move_to_device=False)
+
+    whole = loader()
+    list(whole)
+    batches = iter(whole)
+    first = [next(batches).tolist() for _ in range(4)]
+    state = json.dumps(whole._dataloader.state_dict())
+    rest = [batch.tolist() for batch in batches]
+    again = loader()
+    again._dataloader.load_state_dict(json.loads(state))
+    with pytest.warns(UserWarning, match=r"Count on from there: sampler.set_epoch\(1\) now"):
+        found = [batch.tolist() for batch in again]
+    sampler = type(again._dataloader.sampler).__name__
+    text = json.dumps([sampler, first, rest, found])
+    (folder / f"{fabric.global_rank}.json").write_text(text)
+
+
+@pytest.mark.library("lightning", "Fabric: resume in mid-epoch in two processes")
+def test_fabric_resumes_in_two_processes(tmp_path):
+    fabric = lightning.Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    fabric.launch(goes_on_in_two_processes, tmp_path)
+    seen = []
+    for rank in (0, 1):
+        sampler, first, rest, found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert sampler == "DistributedSampler"
+        assert found == rest
+        seen += [value for batch in first + found for value in batch]
+    assert sorted(seen) == list(range(40))
