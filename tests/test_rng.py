@@ -69,8 +69,9 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def with_new_generators(dataset: Any) -> None:
     """Run one task on generators that are looked for now."""
     borrowed = BorrowedGenerators(ProcessGenerators())
-    saved = borrowed.begin(99)
+    saved = borrowed.save()
     try:
+        borrowed.begin(99)
         draw()
         dataset()
     finally:

@@ -277,32 +277,23 @@ def end_task(before: tuple[int | None, _TaskGenerators | None]) -> None:
 class Seeding(Protocol):
     """What a fetch does to the generators around user code."""
 
-    def begin(self, seed: int) -> Any:
-        """Seed them for a task; return what :meth:`end` needs."""
+    def save(self) -> Any:
+        """Return what :meth:`end` needs; nothing changes."""
+
+    def begin(self, seed: int) -> None:
+        """Seed them for a task."""
 
     def end(self, saved: Any) -> None:
-        """Undo it."""
+        """Put back what was saved."""
 
 
 class BorrowedGenerators:
     """Seeding in the user's own process: what was there before is put back."""
 
     def __init__(self, generators: ProcessGenerators) -> None:
-        self._generators = generators
-
-    def begin(self, seed: int) -> Any:
-        """Save the generators, and seed them for a task."""
-        saved = self._generators.save()
-        try:
-            self._generators.seed(seed)
-        except BaseException:  # an interruption
-            self._generators.restore(saved)
-            raise
-        return saved
-
-    def end(self, saved: Any) -> None:
-        """Put them back."""
-        self._generators.restore(saved)
+        self.save = generators.save
+        self.begin = generators.seed
+        self.end = generators.restore
 
 
 class OwnGenerators:
@@ -311,6 +302,9 @@ class OwnGenerators:
     def __init__(self, generators: ProcessGenerators, initial_seed: int) -> None:
         self._generators = generators
         self._initial_seed = initial_seed
+
+    def save(self) -> None:
+        """Nothing is put back."""
 
     def begin(self, seed: int) -> None:
         """Seed the generators for a task."""

@@ -276,11 +276,13 @@ class RandomNumbers:
         """
         task = begin_task(seed)
         borrowed = threading.current_thread() is threading.main_thread()
-        saved = self._process.begin(seed) if borrowed else None
+        saved = self._process.save() if borrowed else None
         try:
+            if saved is not None:
+                self._process.begin(seed)
             yield
         finally:
-            if borrowed:
+            if saved is not None:
                 self._process.end(saved)
             end_task(task)
 

@@ -164,8 +164,9 @@ class _Trial:
         self.counted = 0  # how far it got in them
         self.size_bytes = 0
         self.draws = False
-        saved = self._seeding.begin(0)
+        saved = self._seeding.save()
         try:
+            self._seeding.begin(0)
             self._fetcher.start(0)
         finally:
             self._seeding.end(saved)
@@ -184,8 +185,9 @@ class _Trial:
             indices = next(self._indices)
         task = Task(0, self._step, indices, mix(self._step))
         self._step += 1
-        saved = self._seeding.begin(task.seed)
+        saved = self._seeding.save()
         try:
+            self._seeding.begin(task.seed)
             before = self._generators.save()
             if beside is None:
                 wall, cpu = _own_time(), time.thread_time()

@@ -50,13 +50,10 @@ class Inline:
             counters.doubt = WORKERS  # the task may be run again
             try:
                 made = self._make(indices, seed)
-            except Exception as error:
-                counters.doubt = BOOKS
-                self._pending = None
-                counters.wait_s += counters.clock() - started
-                counters.failed += 1
-                self._note(step, Failed(step, error))
-                counters.doubt = SETTLED
+            except BaseException as error:
+                self._fetcher.put_back()  # what interrupted it may have come before it had
+                if isinstance(error, Exception):
+                    self._count_failed(step, error, started)
                 raise
             counters.doubt = BOOKS
             self._pending = None
@@ -102,6 +99,15 @@ class Inline:
         if self._counters.doubt != WORKERS:
             return self._counters.doubt != BOOKS
         return self._policy.movable
+
+    def _count_failed(self, step: int, error: Exception, started: float) -> None:
+        counters = self._counters
+        counters.doubt = BOOKS
+        self._pending = None
+        counters.wait_s += counters.clock() - started
+        counters.failed += 1
+        self._note(step, Failed(step, error))
+        counters.doubt = SETTLED
 
     def _note(self, step: int, result: Result) -> None:
         if self._policy.on_stream is not None:

@@ -133,10 +133,14 @@ class Plan:
         fetcher = self._fetcher()
         policy = self._policy()
         states = self._dataset_states()
-        fetcher.start(task_seed(self._task_base(), self.progress.epoch, None), states[0])
-        for number in range(sum(policy.to_replay)):
-            with contextlib.suppress(Exception):  # it was raised, or the stream ended, before
-                fetcher.make(None, tasks.seed_of(number))
+        try:
+            fetcher.start(task_seed(self._task_base(), self.progress.epoch, None), states[0])
+            for number in range(sum(policy.to_replay)):
+                with contextlib.suppress(Exception):  # it was raised, or the stream ended, before
+                    fetcher.make(None, tasks.seed_of(number))
+        except BaseException:
+            fetcher.put_back()
+            raise
         return Inline(tasks, fetcher, self._counters, policy)
 
     def _policy(self) -> Policy:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
@@ -30,8 +31,8 @@ from headrace.engine.order.streams import knows_its_place, said_of
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
-from headrace.memory import current, lend_from, lender_here, lending
-from headrace.rng import Seeding, begin_task, end_task, here, task_here
+from headrace.memory import current, lending
+from headrace.rng import Seeding, begin_task, end_task, here
 from headrace.tree import NUMPY_DTYPES, leaves
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -88,41 +89,6 @@ class Recipe:
         return self.collate is numpy_collate
 
 
-class _AroundUserCode:
-    """Lends memory and seeds generators for a task, and undoes both."""
-
-    __slots__ = ("_lender", "_pool", "_saved", "_seed", "_seeding", "_task")
-
-    def __init__(self, pool: Pool, seeding: Seeding | None, seed: int) -> None:
-        self._pool = pool
-        self._seeding = seeding
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._lender, self._task, self._saved = lender_here(), task_here(), None
-        try:
-            lend_from(self._pool)
-            begin_task(self._seed)
-            if self._seeding is not None:
-                self._saved = self._seeding.begin(self._seed)
-        except BaseException:  # an interruption
-            self._undo()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._undo()
-        except BaseException:  # an interruption: it is the same done twice
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        if self._seeding is not None and self._saved is not None:
-            self._seeding.end(self._saved)
-        end_task(self._task)
-        lend_from(self._lender)
-
-
 class Fetcher:
     """Makes batches of one dataset, one epoch long."""
 
@@ -142,6 +108,7 @@ class Fetcher:
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
+        self._before: tuple[Any, Any, Any] | None = None  # what stood before the task that runs
         self._gather: BlockGather | None = None
         self.skipped: list[SkippedSample] = []
         self.state: dict[str, Any] | None = None
@@ -212,14 +179,8 @@ class Fetcher:
         """
         if self.skipped:
             self.skipped.clear()
-        # Written out, as all of this is paid for each batch: see _AroundUserCode.
-        lender, outer, saved = current.lender, (here.seed, here.generators), None
-        seeding = self._seeding
         try:
-            current.lender = self._pool
-            begin_task(seed)
-            if seeding is not None:
-                saved = seeding.begin(seed)
+            self._enter(seed)
             made = self._made_of(indices)
             if self._recipe.transform is not None and made is not None and made[1]:
                 made = self._recipe.transform(made[0]), made[1]
@@ -228,21 +189,38 @@ class Fetcher:
         except StopIteration as error:
             raise self._stopped(error) from error
         finally:
-            try:
-                if saved is not None:
-                    seeding.end(saved)  # type: ignore[union-attr]
-                end_task(outer)
-                current.lender = lender
-            except BaseException:  # an interruption: it is the same done twice
-                self._undo(saved, outer, lender)
-                raise
+            self.put_back()
         return made
 
-    def _undo(self, saved: Any, outer: Any, lender: Any) -> None:
-        if self._seeding is not None and saved is not None:
-            self._seeding.end(saved)
-        end_task(outer)
-        lend_from(lender)
+    def _enter(self, seed: int) -> None:
+        """Lend memory and seed generators for a task; what was before is noted first."""
+        seeding = self._seeding
+        generators = None if seeding is None else seeding.save()
+        self._before = current.lender, (here.seed, here.generators), generators
+        current.lender = self._pool
+        begin_task(seed)
+        if seeding is not None:
+            seeding.begin(seed)
+
+    def put_back(self) -> None:
+        """Undo what a task has begun; to do it again changes nothing."""
+        before = self._before
+        if before is None:
+            return
+        lender, task, generators = before
+        if self._seeding is not None:
+            self._seeding.end(generators)
+        end_task(task)
+        current.lender = lender
+        self._before = None
+
+    @contextmanager
+    def _around_user_code(self, seed: int) -> Iterator[None]:
+        try:
+            self._enter(seed)
+            yield
+        finally:
+            self.put_back()
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
@@ -257,9 +235,6 @@ class Fetcher:
         """Make the batch of a list of indices, outside any task: no user code may be in it."""
         with lending(self._pool):
             return self._indexed(indices)[0]
-
-    def _around_user_code(self, seed: int) -> _AroundUserCode:
-        return _AroundUserCode(self._pool, self._seeding, seed)
 
     def _indexed(self, indices: Any) -> tuple[Any, int]:
         if not self._recipe.auto_collation:
