@@ -105,3 +105,23 @@ def test_a_system_that_tells_neither(tmp_path, monkeypatch):
 def test_this_machine():
     assert 0 < machine.available_cores() <= os.cpu_count()
     assert 0 < machine.available_memory_bytes() < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("caches", "wanted"),
+    [
+        ([("1", "48K"), ("2", "2048K"), ("3", "32M")], 2 << 20),
+        ([("1", "48K"), ("2", "1M")], 1 << 20),
+        ([("1", "48K")], 0),
+        ([("2", "")], 0),
+        ([], 0),
+    ],
+)
+def test_the_second_level_cache_is_what_the_system_says(tmp_path, monkeypatch, caches, wanted):
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
+    for number, (level, size) in enumerate(caches):
+        cache = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{number}"
+        cache.mkdir(parents=True)
+        (cache / "level").write_text(f"{level}\n")
+        (cache / "size").write_text(f"{size}\n")
+    assert machine.second_level_cache_bytes() == wanted

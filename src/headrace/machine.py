@@ -40,6 +40,15 @@ def available_memory_bytes() -> int:
     return max(0, min([free or _UNLIMITED, *_memory_left()]))
 
 
+def second_level_cache_bytes() -> int:
+    """Return the size of a core's second-level cache; 0 where the system does not say."""
+    for cache in sorted((_ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        size = _text(cache / "size").strip()
+        if _text(cache / "level").strip() == "2" and size[:-1].isdigit():
+            return int(size[:-1]) << {"K": 10, "M": 20}.get(size[-1], 0)
+    return 0
+
+
 def open_files_limit() -> int:
     """Return how many descriptors this process may hold at once."""
     try:

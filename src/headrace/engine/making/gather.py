@@ -22,9 +22,11 @@ from headrace.engine.doubt import SETTLED
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
 from headrace.engine.order.order import Piece
 from headrace.engine.stats import Counters
+from headrace.machine import second_level_cache_bytes
 from headrace.tree import NUMPY_DTYPES, is_namedtuple, leaves, size_bytes
 
-BLOCK_BYTES = 1 << 20  # half of a core's cache, and long enough that its set-up does not show
+# What a core's own cache holds; long enough that its set-up does not show, and soon there.
+BLOCK_BYTES = max(1 << 20, min(second_level_cache_bytes(), 4 << 20))
 MAX_BLOCK_BATCHES = 256  # who keeps one batch keeps its block
 _NOTHING: IndexArray = np.empty(0, np.intp)
 
