@@ -203,3 +203,44 @@ def test_a_state_costs_little(accelerator):
             break
         sizes.append(len(json.dumps(loader.state_dict())))
     assert abs(sizes[1] - sizes[0]) < 200
+
+
+def test_a_state_is_taken_once_a_batch_and_reads_no_data(accelerator):
+    """Its wrapper asks for one before each batch: counted calls, however long the data are."""
+    headrace.install(quiet=True)
+    steps = []
+    for samples in (1_000, 100_000):
+        data = TensorDataset(torch.arange(samples))
+        loader = accelerator.prepare(torch.utils.data.DataLoader(data, 4, shuffle=True))
+        iterator = iter(loader)
+        next(iterator)
+        calls = 0
+
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        loader.base_dataloader.state_dict()
+        sys.setprofile(None)
+        steps.append(calls)
+    assert steps[0] == steps[1] < 400
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_state_with_the_key_that_it_adds_still_loads(accelerator, step):
+    headrace.install(quiet=True)
+
+    def make():
+        return accelerator.prepare(torch.utils.data.DataLoader(DATA, 4, shuffle=True))
+
+    torch.manual_seed(1)
+    loader, seen, state = make(), [], None
+    for number, batch in enumerate(loader, start=1):
+        seen.append(batch[0].tolist())
+        if number == step:
+            state = json.loads(json.dumps(loader.state_dict()))
+    assert "_iterator_finished" in state
+    for target in (make(), make().base_dataloader):
+        target.load_state_dict(state)
+        assert values(target) == seen[step:]

@@ -3,6 +3,9 @@
 import copy
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.utils.data import TensorDataset
 import headrace
 from headrace.errors import OptionError
 
-from .conftest import assert_same, seed_all
+from .conftest import ROOT, assert_same, seed_all
 
 lightning = pytest.importorskip("lightning")
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -170,3 +173,65 @@ def test_fabric_resumes_in_two_processes(tmp_path):
         assert found == rest
         seen += [value for batch in first + found for value in batch]
     assert sorted(seen) == list(range(40))
+
+
+TWO = """
+import json, os, sys, torch, lightning, headrace, warnings, logging
+from torch import nn
+from torch.utils.data import TensorDataset
+warnings.simplefilter("ignore")
+what, sharded, step = sys.argv[1], sys.argv[2] == "shard", int(sys.argv[3])
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 1), []
+    def training_step(self, batch, number):
+        self.seen.append(batch[0][:, 0].tolist())
+        return (self.layer(batch[0]) - 1).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+class SaveAt(lightning.pytorch.callbacks.Callback):
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if trainer.global_step == step:
+            trainer.save_checkpoint("middle.ckpt")
+
+data = TensorDataset(torch.arange(16.0)[:, None])
+options = {"shard": "auto"} if sharded else {}
+loader = headrace.DataLoader(data, 2, shuffle=True, seed=5, num_workers=1, **options)
+lightning.seed_everything(1, verbose=False)
+model = Model()
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False,
+    enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    use_distributed_sampler=not sharded, callbacks=[SaveAt()] if what == "whole" else [],
+)
+trainer.fit(model, loader, ckpt_path=None if what == "whole" else "middle.ckpt")
+with open(f"{what}-{trainer.global_rank}.json", "w") as file:
+    json.dump([model.seen, model.layer.weight.item()], file)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.library("lightning", "Trainer, two processes: resume in mid-epoch")
+@pytest.mark.parametrize("how", ["sampler", "shard"])
+def test_two_processes_resume_in_mid_epoch(tmp_path, how):
+    """With the DistributedSampler that Lightning adds, and with shard="auto" in its place."""
+    script = tmp_path / "train.py"
+    script.write_text(TWO)
+    seen = {}
+    for what in ("whole", "rest"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script, what,
+             how, "3"],
+            capture_output=True, text=True, timeout=250, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        seen[what] = [json.loads((tmp_path / f"{what}-{rank}.json").read_text()) for rank in (0, 1)]
+    for whole, rest in zip(seen["whole"], seen["rest"], strict=True):
+        assert rest[0] == whole[0][3:]
+        assert rest[1] == whole[1]
+    first = [value for rank in seen["whole"] for batch in rank[0][:4] for value in batch]
+    assert sorted(first) == list(range(16))
