@@ -52,8 +52,8 @@ _MEANING = (
     "torch loader: DataLoader(TensorDataset, shuffle=True); best recipe: DataLoader(TensorDataset, "
     "batch_size=None, sampler=torch.randperm(n).split(B)); bare loop: index_select(out=) of each "
     "batch of a torch.randperm(n).split(B), into as many buffers in turn as the loader has in "
-    "flight: two blocks, the one in hand and the one that is gathered (one warm buffer is no limit, as a "
-    "batch that is kept could not stay in it)",
+    "flight: two blocks, the one in hand and the one that is gathered (one warm buffer is no "
+    "limit: a batch that is kept could not stay in it)",
     "CPU seconds are those of one epoch",
 )
 
