@@ -22,6 +22,7 @@ from headrace import (
     NotCollatableError,
     ShapeMismatchError,
     default_collate,
+    numpy_collate,
 )
 from headrace.engine.lease import Pool
 from headrace.memory import lending
@@ -458,3 +459,25 @@ def test_a_pillow_image_gets_the_end_of_the_transform_as_advice():
         default_collate([(image, 1), (image, 2)])
     for line in ("v2.ToImage()", "transforms.ToTensor()", "decode='tensor'"):
         assert line in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("samples", "where"),
+    [
+        ([1, 2**63], "dataset index 1"),
+        ([1, 2, -(2**63) - 1], "dataset index 2"),
+        ([1.5, 10**400], "dataset index 1"),
+        ([{"id": 1}, {"id": 2**64}], r"sample\['id'\] \(dataset index 1\)"),
+        ([(1, [2, 3]), (1, [2, 2**70])], r"sample\[1\]\[1\] \(dataset index 1\)"),
+        ([True, 2**65], "dataset index 1"),
+    ],
+)
+def test_an_integer_beyond_64_bits_is_named(samples: list[Any], where: str, workers: int) -> None:
+    loader = DataLoader(samples, batch_size=3, num_workers=workers)
+    with pytest.raises(NotCollatableError, match=where):
+        next(iter(loader))
+    if isinstance(samples[0], int):
+        arrays = DataLoader(samples, batch_size=3, collate_fn=numpy_collate)
+        with pytest.raises(NotCollatableError, match=where):
+            next(iter(arrays))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from headrace.collate.stack import Prestacked
-from headrace.collate.walk import Handler, Leaves, collate_leaves
+from headrace.collate.walk import Handler, Leaves, beyond_64_bits, collate_leaves
 from headrace.errors import NotCollatableError, ShapeMismatchError
 from headrace.memory import alloc_array
 from headrace.tree import NUMPY_DTYPES
@@ -108,7 +108,7 @@ def _numbers(batch: Sequence[Any]) -> _Array:
         raise NotCollatableError(
             "numpy_collate: these numbers have no common NumPy type",
             "Return numbers of one type that fits 64 bits: float(x), int(x).",
-            (0,),
+            (beyond_64_bits(batch) or 0,),
         )
     return array
 

@@ -55,8 +55,9 @@ def collate_leaves(batch: Sequence[Any], leaves: Leaves) -> Any:
             return _collate_sequence(batch, first, leaves)
     except CollateError:
         raise
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, ValueError, OverflowError) as error:
         _check_alike(batch, f"{error}: ")
+        _check_fits(batch, leaves)
         raise
     raise NotCollatableError(
         f"{leaves.name}: batch must contain tensors, numpy arrays, numbers, dicts or lists; "
@@ -64,6 +65,24 @@ def collate_leaves(batch: Sequence[Any], leaves: Leaves) -> Any:
         _remedy(first),
         (0,),
     )
+
+
+def beyond_64_bits(batch: Sequence[Any]) -> int | None:
+    """Return the position of the first integer that int64 does not hold."""
+    for position, number in enumerate(batch):
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            return position
+    return None
+
+
+def _check_fits(batch: Sequence[Any], leaves: Leaves) -> None:
+    position = beyond_64_bits(batch)
+    if position is not None:
+        raise NotCollatableError(
+            f"{leaves.name}: an integer is not from -2**63 to 2**63 - 1, as int64 is",
+            "Return float(x) for every sample, or str(x) to keep all digits.",
+            (position,),
+        ) from None
 
 
 def _check_alike(batch: Sequence[Any], said: str = "") -> None:
