@@ -90,6 +90,13 @@ class MixedKindsError(NotCollatableError, RuntimeError):
     """
 
 
+class HugeIntegerError(NotCollatableError, RuntimeError, ValueError, OverflowError):
+    """An integer that 64 bits do not hold.
+
+    torch's own error is any of the last three, by its version and the other samples.
+    """
+
+
 class SampleIndexError(HeadraceError, IndexError):
     """An index that the dataset does not have."""
 

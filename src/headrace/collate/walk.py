@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from headrace.errors import (
     CollateError,
+    HugeIntegerError,
     MissingKeyError,
     MixedKindsError,
     NotCollatableError,
@@ -78,7 +79,7 @@ def beyond_64_bits(batch: Sequence[Any]) -> int | None:
 def _check_fits(batch: Sequence[Any], leaves: Leaves) -> None:
     position = beyond_64_bits(batch)
     if position is not None:
-        raise NotCollatableError(
+        raise HugeIntegerError(
             f"{leaves.name}: an integer is not from -2**63 to 2**63 - 1, as int64 is",
             "Return float(x) for every sample, or str(x) to keep all digits.",
             (position,),
