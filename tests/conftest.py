@@ -20,6 +20,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """What is frozen at the end counts as leaked to some libraries, which say so."""
+    gc.unfreeze()
+
+
 if sys.version_info >= (3, 12):  # the fork of Python 3.11, in later versions too
     _fork = os.fork
 

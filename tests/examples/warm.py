@@ -6,6 +6,7 @@ its optimizers and scikit-learn costs ten seconds a program: here it is done onc
 runs in a fork, as ``__main__``, with every import statement and exit handler of its own.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -36,6 +37,7 @@ def become(request):
     os.chdir(request["cwd"])
     sys.argv = [request["program"]]
     sys.path[0] = os.path.dirname(request["program"])
+    atexit.register(gc.unfreeze)  # what is frozen at the end counts as leaked to some libraries
     runpy.run_path(request["program"], run_name="__main__")
 
 
@@ -43,7 +45,7 @@ if __name__ == "__main__":
     for module in SLOW:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # or each program would look through all of it again at its end, for a second
+    gc.freeze()  # or each collection would look through all of it
     found = serve()
     if found is not None:
         become(found)
