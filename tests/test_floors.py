@@ -32,6 +32,7 @@ FLOORS = [
             "oom",
             "machine",
             "sized",
+            "spelling",
             "locks",
             "written",
         },

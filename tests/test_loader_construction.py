@@ -325,6 +325,7 @@ class TestLength:
         assert len(loader) == 3
         assert [b.tolist() for b in loader] == [[1, 2], [3, 4], [5]]
 
+    @pytest.mark.filterwarnings("ignore:the epoch gave no batch")
     @pytest.mark.parametrize("n", [0, 1, 4, 5, 6])
     @pytest.mark.parametrize("drop_last", [False, True])
     def test_is_the_number_of_batches(self, n: int, drop_last: bool) -> None:

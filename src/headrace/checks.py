@@ -12,7 +12,9 @@ from torch.utils.data import SequentialSampler
 from headrace.carried import alone
 from headrace.collate import numpy_collate
 from headrace.errors import OptionError, OptionTypeError
+from headrace.notices import warn_user
 from headrace.sampling.planned import PlannedBatchSampler
+from headrace.sized import length_of
 
 
 def workers_of(value: Any) -> Any:
@@ -25,12 +27,44 @@ def workers_of(value: Any) -> Any:
     return value
 
 
-def batch_size_error(error: ValueError, value: Any) -> OptionError:
-    """Return torch's complaint about a batch size, with what to write."""
+def explained(error: ValueError, dataset: Any, value: Any) -> ValueError:
+    """Return torch's complaint about a batch size or an empty dataset, with what to write."""
+    if "num_samples should be" in str(error) and length_of(dataset) == 0:
+        return OptionError(
+            f"{error}. The dataset ({type(dataset).__name__}) is empty, and there is nothing to "
+            f"shuffle: look at the path, the filter or the split that it comes from; or write "
+            f"shuffle=len(dataset) > 0 where that may be."
+        )
+    if "batch_size should be" not in str(error):
+        return error
     what = f", which is the text {value!r}" if isinstance(value, str) else ""
     return OptionError(
         f"{error}{what}. Write DataLoader(dataset, batch_size=32), or batch_size=None for single "
         f"samples."
+    )
+
+
+def warn_of_no_batch(batches: Any) -> None:
+    """Say that an epoch gave nothing, because its batch sampler leaves smaller batches out.
+
+    Args:
+        batches: the loader's batch sampler.
+    """
+    if not getattr(batches, "drop_last", False):
+        return
+    size, samples = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
+    count = length_of(samples)
+    if size is None or count == 0:
+        return
+    if count is None:
+        came = "no stream had as many samples as"
+    elif count < size:
+        came = f"{count:,} samples are fewer than"
+    else:
+        came = f"this rank's part of {count:,} samples has fewer than"
+    warn_user(
+        f"the epoch gave no batch: {came} batch_size={size}, and drop_last=True leaves them out. "
+        f"Write drop_last=False, or a smaller batch_size=."
     )
 
 

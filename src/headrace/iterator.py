@@ -9,6 +9,7 @@ from torch.autograd import profiler
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
+from headrace.checks import warn_of_no_batch
 from headrace.engine.ahead import Transfer, pin_device, target_device
 from headrace.engine.doubt import BOOKS, SETTLED
 from headrace.notices import warn_user
@@ -84,7 +85,10 @@ class LoaderIterator(Generic[_T_co]):
             counters.doubt = SETTLED
         except StopIteration:
             counters.doubt = SETTLED
+            gave_nothing = self._engine.gave_nothing
             self._engine.end_epoch()
+            if gave_nothing:
+                warn_of_no_batch(self._sampler)
             raise
         except BaseException:
             counters.interrupted = counters.doubt == BOOKS

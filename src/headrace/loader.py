@@ -15,13 +15,13 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 
 from headrace.carried import Carrier, takes_up, warn_of_lost
 from headrace.checks import (
-    batch_size_error,
     check_arrays,
     check_indexable,
     check_orderable,
     check_sampler,
     check_threads,
     count_of,
+    explained,
     max_errors_of,
     one_of,
     seed_of,
@@ -41,6 +41,7 @@ from headrace.sampling.planned import is_planned
 from headrace.sampling.random import RandomSampler, uses_bijection
 from headrace.sampling.ranks import Uneven
 from headrace.sized import length_of
+from headrace.spelling import suggests_names
 from headrace.wiring import (
     check_shard,
     index_sampler_of,
@@ -136,6 +137,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         ValueError: for options that cannot be, at construction, as torch does.
     """
 
+    @suggests_names
     @takes_up
     def __init__(  # noqa: PLR0917 - torch's order of arguments
         self,
@@ -194,9 +196,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
                 in_order=in_order,
             )
         except ValueError as error:
-            if "batch_size should be" not in str(error):
-                raise
-            raise batch_size_error(error, batch_size) from None
+            raise explained(error, dataset, batch_size) from None
         except TypeError as error:
             if "has no len()" in str(error) and sampler is None and batch_sampler is None:
                 check_indexable(dataset)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from torch.utils.data import (
 import headrace
 from oracle import ORDERS, Plan, assert_plan_agrees
 
+pytestmark = pytest.mark.filterwarnings("ignore:the epoch gave no batch")
 moderate = settings(max_examples=60, deadline=None, derandomize=True)
 
 TENSOR_DTYPES = (

@@ -85,18 +85,25 @@ def is_default(collate: Callable[[Any], Any]) -> bool:
 
 def _stack_tensors(batch: Sequence[Any]) -> torch.Tensor:
     first = batch[0]
+    if first.is_nested or first.layout is not torch.strided:
+        kind = "nested" if first.is_nested else "sparse"
+        raise RuntimeError(
+            f"Batches of {kind} tensors are not currently supported by the default collate_fn; "
+            f"please provide a custom collate_fn to handle them appropriately. Write "
+            f"collate_fn=list for a list of them"
+            + (
+                ", or let the dataset return plain tensors of (length, ...) and write "
+                "collate_fn=headrace.jagged_collate for one nested tensor a batch."
+                if first.is_nested
+                else ", or let the dataset return x.to_dense()."
+            )
+        )
     shape = first.shape
     if is_made_in_place(first.numel() * first.itemsize * len(batch)) and _are_plain(batch):
         try:
             return torch.stack(list(batch), 0, out=alloc((len(batch), *shape), first.dtype))
         except RuntimeError:  # shapes differ, or one requires a gradient: both are handled below
             pass
-    if first.layout is not torch.strided or first.is_nested:
-        kind = "nested" if first.is_nested else "sparse"
-        raise RuntimeError(
-            f"Batches of {kind} tensors are not currently supported by the default collate_fn; "
-            f"please provide a custom collate_fn to handle them appropriately."
-        )
     try:
         return torch.stack(list(batch), 0)
     except RuntimeError:
@@ -110,9 +117,7 @@ def _are_plain(batch: Sequence[Any]) -> bool:
     """Say whether the batch has the first sample's type, so that it can be made in place."""
     first = batch[0]
     return (
-        first.layout is torch.strided
-        and first.device.type == "cpu"
-        and not first.is_nested
+        first.device.type == "cpu"
         and first.is_contiguous()  # torch.stack keeps channels_last and the like
         and set(map(type, batch)) == {torch.Tensor}
         and len({tensor.dtype for tensor in batch}) == 1

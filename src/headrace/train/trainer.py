@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from headrace.errors import OptionError, TrainingError
+from headrace.spelling import suggests_names
 from headrace.train.batch import OwnWeight, Weight, forward_any, to_device, weight_of
 from headrace.train.checkpoint import Checkpoints
 from headrace.train.checks import (
@@ -114,6 +115,7 @@ class Trainer:
         MissingExtraError: ``headrace[train]`` is not installed.
     """
 
+    @suggests_names
     def __init__(
         self,
         model: nn.Module,

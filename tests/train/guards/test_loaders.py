@@ -149,6 +149,7 @@ def test_streams_are_not_foretold():
     first_batch(batch_norm(), DataLoader(Stream(), batch_size=20))
 
 
+@pytest.mark.filterwarnings("ignore:the epoch gave no batch")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 200), st.integers(1, 40), st.booleans())
 def test_what_is_foretold_is_what_comes(rows, batch_size, drop_last):

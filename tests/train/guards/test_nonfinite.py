@@ -124,7 +124,8 @@ def test_the_trainer_names_the_sample(accumulate):
     assert "(dataset index 77)" in str(caught.value)
 
 
-def test_the_trainer_finds_the_layer_late_in_the_training():
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"log_every": 1}])
+def test_the_trainer_finds_the_layer_late_in_the_training(options):
     class Late(nn.Module):
         calls = 0
 
@@ -133,7 +134,7 @@ def test_the_trainer_finds_the_layer_late_in_the_training():
             return x if self.calls < 20 else torch.log(x * 0 - 1)
 
     with pytest.raises(TrainingError, match=r"at step 20\. .* is '1' \(Late\)"):
-        fit(nn.Sequential(nn.Linear(4, 3), Late(), nn.Linear(3, 2)), torch.rand(256, 4))
+        fit(nn.Sequential(nn.Linear(4, 3), Late(), nn.Linear(3, 2)), torch.rand(256, 4), **options)
 
 
 def test_the_smoke_test_is_guarded_too():

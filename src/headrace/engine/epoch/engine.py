@@ -95,6 +95,12 @@ class Engine:
         return self._counters.position
 
     @property
+    def gave_nothing(self) -> bool:
+        """Whether no step of this epoch has left, before a state was taken either."""
+        counters = self._counters
+        return not (counters.position or counters.skipped or self.progress.steps)
+
+    @property
     def counters(self) -> Counters:
         """Return the counters of this epoch."""
         return self._counters

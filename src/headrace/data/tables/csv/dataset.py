@@ -37,6 +37,7 @@ from headrace.data.tables.csv.sniff import find_separator
 from headrace.data.text.known import check_text, first_bytes
 from headrace.errors import OptionError, SourceError, SourceWarning
 from headrace.notices import warn_user
+from headrace.spelling import suggests_names
 
 OnDoubt: TypeAlias = Literal["error", "warn", "ignore"]
 
@@ -117,6 +118,7 @@ class CSVDataset(Source):
         OSError: no file, or no room for the converted table.
     """
 
+    @suggests_names
     def __init__(
         self,
         path: PathLike | Sequence[PathLike],

@@ -1,0 +1,136 @@
+"""What a new user hears of the usual slips at the loader: the line to write."""
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
+
+from headrace import DataLoader, OptionError, RandomSampler, TensorDataset, jagged_collate
+from headrace.data import CSVDataset
+from headrace.train import Trainer
+
+DATA = TensorDataset(torch.arange(10))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_worker": 2}, r"Write DataLoader\(\.\.\., num_workers=2\)"),
+        ({"batchsize": 4}, r"batch_size=4"),
+        ({"suffle": True}, "shuffle=True"),
+        ({"collate": list}, r"collate_fn=\.\.\."),
+        ({"epochs": 3}, "There are dataset, batch_size, "),
+    ],
+)
+def test_an_option_that_is_not_there_names_the_one_that_is_meant(options, says):
+    with pytest.raises(
+        TypeError, match=f"unexpected keyword argument '{next(iter(options))}'.*{says}"
+    ):
+        DataLoader(DATA, **options)
+
+
+def test_other_constructors_do_too():
+    with pytest.raises(TypeError, match=r"Write Trainer\(\.\.\., scheduler=\.\.\.\)"):
+        Trainer(torch.nn.Linear(1, 1), schedular=None)
+    with pytest.raises(TypeError, match=r"Write CSVDataset\(\.\.\., separator=';'\)"):
+        CSVDataset("x.csv", seperator=";")
+
+
+def test_a_subclass_with_options_of_its_own_keeps_its_signature():
+    class Mine(DataLoader):
+        def __init__(self, *args, extra, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.extra = extra
+
+    assert Mine(DATA, extra=1, batch_size=4).extra == 1
+    assert list(inspect.signature(DataLoader).parameters)[:3] == [
+        "dataset",
+        "batch_size",
+        "shuffle",
+    ]
+    with pytest.raises(TypeError, match=r"Write Mine\(\.\.\., num_workers=2\)"):
+        Mine(DATA, extra=1, num_worker=2)
+
+
+@pytest.mark.parametrize("empty", [[], TensorDataset(torch.zeros(0, 3))])
+def test_an_empty_dataset_that_is_shuffled(empty):
+    kind = type(empty).__name__
+    with pytest.raises(ValueError, match=rf"got num_samples=0\. The dataset \({kind}\) is empty"):
+        DataLoader(empty, shuffle=True)
+    assert list(DataLoader(empty, shuffle=len(empty) > 0)) == []
+
+
+def test_other_complaints_of_torch_about_numbers_of_samples_stay_as_they_are():
+    with pytest.raises(ValueError, match=r"got num_samples=0$"):
+        DataLoader(DATA, sampler=RandomSampler(DATA, num_samples=0))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(5))
+
+
+LESS = r"fewer than batch_size=64, and drop_last=True leaves them out\. Write drop_last=False"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("data", [DATA, list(range(10)), np.arange(10)])
+def test_nothing_but_a_small_batch_that_is_left_out(data, workers):
+    loader = DataLoader(data, batch_size=64, drop_last=True, num_workers=workers)
+    with pytest.warns(UserWarning, match=f"the epoch gave no batch: 10 samples are {LESS}"):
+        assert list(loader) == []
+
+
+def test_the_same_of_streams_batch_samplers_and_ranks():
+    with pytest.warns(UserWarning, match="no stream had as many samples as batch_size=64"):
+        assert list(DataLoader(Stream(), batch_size=64, drop_last=True)) == []
+    sampler = BatchSampler(SequentialSampler(DATA), 64, drop_last=True)
+    with pytest.warns(UserWarning, match=f"10 samples are {LESS}"):
+        assert list(DataLoader(DATA, batch_sampler=sampler)) == []
+    ranked = DataLoader(DATA, batch_size=8, drop_last=True, shard=(1, 2), seed=0)
+    with pytest.warns(UserWarning, match=r"this rank's part of 10 samples has fewer than"):
+        assert list(ranked) == []
+
+
+def test_what_gives_nothing_for_another_reason_is_not_told_of():
+    whole = DataLoader(DATA, batch_size=10, drop_last=True)
+    assert len(list(whole)) == 1
+    resumed = DataLoader(DATA, batch_size=10, drop_last=True)
+    batches = iter(whole)
+    next(batches)
+    resumed.load_state_dict(whole.state_dict())
+    assert list(resumed) == []  # it was taken behind the last batch
+    assert list(DataLoader([], batch_size=4, drop_last=True)) == []
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_samples_are_given_the_line(layout):
+    parts = [torch.rand(2), torch.rand(3)]
+    samples = [torch.nested.nested_tensor(parts, layout=layout) for _ in range(4)]
+    with pytest.raises(RuntimeError, match=r"Batches of nested tensors.*Write collate_fn=list for"):
+        next(iter(DataLoader(samples, batch_size=2)))
+    assert [len(b) for b in DataLoader(samples, batch_size=2, collate_fn=list)] == [2, 2]
+    assert next(iter(DataLoader(parts, batch_size=2, collate_fn=jagged_collate))).is_nested
+
+
+def test_sparse_samples_are_given_the_line():
+    with pytest.raises(RuntimeError, match=r"Batches of sparse tensors.*x\.to_dense\(\)"):
+        next(iter(DataLoader([torch.eye(2).to_sparse()] * 4, batch_size=2)))
+
+
+def test_a_function_without_a_name_for_spawned_workers():
+    loader = DataLoader(
+        DATA, num_workers=1, multiprocessing_context="spawn", collate_fn=lambda batch: batch
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Exception, match="pickle") as raised:
+            iter(loader)
+    [note] = raised.value.__notes__
+    assert "collate_fn (<function" in note
+    assert "write it at the top level of a module, or use multiprocessing_context='fork'" in note
+    assert not isinstance(raised.value, OptionError)
