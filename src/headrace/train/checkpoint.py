@@ -26,7 +26,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Checkpoints:
             lock.release()
 
     def _take(self) -> Lock:
-        with told(self.folder, "this is where checkpoints are written"):
+        with told(self.folder, lambda: f"checkpoints are to be written here; {self._whole()}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             return take(
                 self.folder / LOCK,
@@ -195,10 +195,12 @@ class Checkpoints:
 
     def _whole(self) -> str:
         """Say which checkpoint there is to go on from."""
-        whole = [name for name in self.names() if damage(self.folder / name) is None]
+        whole = []
+        with suppress(OSError):
+            whole = [name for name in self.names() if damage(self.folder / name) is None]
         text = "Make room, or let the folder be written to, and start the program again"
         if not whole:
-            return f"there is no other. {text}."
+            return f"there is no whole one. {text}"
         return f"the newest whole one is {whole[-1]}. {text}: it goes on from there"
 
     def clean(self) -> None:

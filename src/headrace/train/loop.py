@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from headrace.errors import StateError, TrainingError
+from headrace.errors import HeadraceError, StateError, TrainingError
 from headrace.sized import length_of
 from headrace.train.batch import check_weight
 from headrace.train.checkpoint import Checkpoints, load, step_of
@@ -266,13 +266,18 @@ class Fit:
         everyone = [mine]
         if self.ranks.size > 1:
             everyone = [unpack(part) for part in self.ranks.gather(pack(mine))]
+        problem: Exception | None = None
         if self.ranks.rank == 0:
             state = {"position": asdict(position), "ranks": everyone, **trainer.state_dict()}
             state["history"] = self.history.state_dict()
             model = own_names(self.updater.model.state_dict())
-            path = checkpoints.save(position.step, position.epoch, model, state)
-            trainer.call("on_checkpoint", path)
-        self.ranks.wait()
+            try:
+                path = checkpoints.save(position.step, position.epoch, model, state)
+            except (OSError, HeadraceError) as error:
+                problem = error
+            else:
+                trainer.call("on_checkpoint", path)
+        self.ranks.raise_together(problem)  # AGREE
         self.saved_at = time.monotonic()
 
     def _leave_if(self, leave: bool) -> None:

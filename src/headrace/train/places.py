@@ -23,7 +23,7 @@ def held(ranks: Ranks, checkpoints: Checkpoints | None, logs: Path | None) -> It
 
     Raises:
         InUseError: another one does; on every rank.
-        OSError: a folder cannot be made, or not be written to; an InUseError on the other ranks.
+        OSError: a folder cannot be made, or not be written to; a TrainingError on other ranks.
     """
     problem: Exception | None = None
     with ExitStack() as folders:
@@ -36,11 +36,7 @@ def held(ranks: Ranks, checkpoints: Checkpoints | None, logs: Path | None) -> It
             except (InUseError, OSError) as error:
                 problem = error
         if checkpoints is not None or logs is not None:
-            text = max(ranks.gather(str(problem or "").encode())).decode()  # AGREE: rank 0's
-            if problem is not None:
-                raise problem
-            if text:
-                raise InUseError(f"rank 0 cannot write: {text}")
+            ranks.raise_together(problem)  # AGREE
         yield
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.utils.data as torch_data
 from torch import nn
 
-from headrace.errors import TrainingError
+from headrace.errors import InUseError, TrainingError
 
 
 class Ranks:
@@ -55,6 +55,21 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has come here."""
         self.sum([0.0])
+
+    def raise_together(self, problem: Exception | None) -> None:
+        """Return when every rank has come here; raise what rank 0 has met, on each of them.
+
+        Raises:
+            Exception: ``problem``, where it is given.
+            InUseError, TrainingError: that of rank 0, on the others.
+        """
+        mine = "" if problem is None else f"{type(problem).__name__}: {problem}"
+        met = max(self.gather(mine.encode())).decode()
+        if problem is not None:
+            raise problem
+        if met:
+            kind = InUseError if met.startswith("InUseError") else TrainingError
+            raise kind(f"rank 0 cannot write. {met}")
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all ranks; some ranks may have none.
