@@ -3,6 +3,7 @@
 #
 #   make demo ARGS="--epochs 3"      options for the program that the target runs
 #   make test ARGS="-k gather -x"
+#   make test ARGS="-m quick"        under a minute: for the hand that edits
 #   make test PYTHON=python3.13      another interpreter (remove .venv first)
 
 PYTHON ?=
@@ -11,6 +12,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 LIBRARIES := .venv-libraries
 OLDEST_TORCH := 2.10
+OLDEST_NUMPY := 1.26
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
@@ -21,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format bench docs docs-serve stress test-libraries test-oldest dist clean
+.PHONY: help demo test lint format bench docs docs-serve stress test-libraries test-oldest test-pythons dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -31,7 +33,7 @@ demo: $(VENV)/.installed-demo  ## train a small network on real handwritten digi
 	@$(BIN)/headrace demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests (without those marked "stress")
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .
@@ -60,14 +62,17 @@ test-libraries: $(LIBRARIES)/.installed  ## programs of other libraries; writes 
 	@HEADRACE_WORKS_WITH=$(LIBRARIES)/seen.jsonl $(LIBRARIES)/bin/python -m pytest tests/libraries $(ARGS)
 	@$(LIBRARIES)/bin/python scripts/works_with.py $(LIBRARIES)/seen.jsonl docs/works-with.md
 
-test-oldest: $(OLDEST)/.installed  ## the tests on the oldest supported torch
-	@$(OLDEST)/bin/python -m pytest $(ARGS)
+test-oldest: $(OLDEST)/.installed  ## the tests on the oldest supported torch and NumPy
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-pythons: $(VENV)/bin/uv  ## the quick tests on every Python that this machine has
+	@sh scripts/test_pythons.sh $(abspath $(BIN))/uv $(ARGS)
 
 dist: $(VENV)/.installed-dev  ## sdist and wheel, checked, and used where nothing else is
 	@sh scripts/check_dist.sh $(abspath $(BIN))
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(OLDEST) $(LIBRARIES) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-3.* $(OLDEST) $(LIBRARIES) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One environment, two stamps: the demo asks for less than the tests do. A stamp is older
 # than pyproject.toml when the dependencies may have changed; uv then checks in a moment.
@@ -87,9 +92,9 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/uv
 	@touch $@ $(VENV)/.installed-demo
 
 $(OLDEST)/.installed: pyproject.toml | $(OLDEST)/bin/uv
-	@echo "headrace: installing torch $(OLDEST_TORCH) and the test tools into $(OLDEST) ..."
+	@echo "headrace: installing torch $(OLDEST_TORCH), NumPy $(OLDEST_NUMPY) and the test tools into $(OLDEST) ..."
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--editable '.[demo,bench]' --group test 'torch==$(OLDEST_TORCH).*'
+		--editable '.[demo,bench]' --group test 'torch==$(OLDEST_TORCH).*' 'numpy==$(OLDEST_NUMPY).*'
 	@touch $@
 
 $(LIBRARIES)/.installed: pyproject.toml | $(LIBRARIES)/bin/uv

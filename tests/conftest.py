@@ -13,6 +13,8 @@ import pytest
 from forks import Zygote, command_line
 from processes import Forked
 
+pytest_plugins = ["quick"]
+
 
 def pytest_collection_finish() -> None:
     """Collections during a test need not walk all that was imported."""

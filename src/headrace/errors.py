@@ -7,7 +7,8 @@
     │   ├── ShapeMismatchError          (RuntimeError)
     │   ├── MissingKeyError             (KeyError)
     │   └── NotCollatableError          (TypeError)
-    │       └── MixedKindsError         (RuntimeError) samples of several kinds, or None
+    │       ├── MixedKindsError         (RuntimeError) samples of several kinds, or None
+    │       └── HugeIntegerError        (RuntimeError) an integer that 64 bits do not hold
     ├── SampleIndexError                (IndexError)   an index outside the dataset
     ├── ArrayMismatchError              (ValueError)   arrays of different lengths
     ├── ArrayTypeError                  (TypeError)    arrays that no tensor can hold

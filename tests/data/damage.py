@@ -234,6 +234,9 @@ def one(kind, seed, folder):
         if path.stem in str(error) or isinstance(error, headrace.errors.MissingColumnError):
             return None
         return f"no name: {error!r}", what
+    except MemoryError as error:  # it may be right, and larger than what there is
+        named = any(path.stem in note for note in getattr(error, "__notes__", ()))
+        return None if named else (f"no name: {error!r}", what)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})", what

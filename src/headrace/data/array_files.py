@@ -96,9 +96,9 @@ def open_npz(path: PathLike, names: Sequence[str] | None) -> dict[str, Array]:
                 name: _from_archive(archive, members[name], place)
                 for name in _chosen(names, members, place)
             }
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last: it is encrypted
-        if isinstance(error, HeadraceError):
-            raise
+    except (HeadraceError, OSError):
+        raise
+    except Exception as error:  # of zipfile, by which byte is wrong, or as it is encrypted
         raise SourceError(
             f"{place} is no .npz archive that can be read ({error}). Write it again: "
             f"np.savez(path, x=x, y=y)."

@@ -86,7 +86,10 @@ def by_pillow(data: bytes, use: Callable[[PIL.Image.Image], R], where: str, reme
     try:
         with pillow().open(io.BytesIO(data)) as image:
             return use(image)
-    except (MemoryError, SourceError):
+    except SourceError:
+        raise
+    except MemoryError as error:  # the file may be right, and the memory too small
+        error.add_note(f"headrace: while decoding {where}")
         raise
     except Exception as error:  # its decoders raise whatever a broken file makes them
         what = str(error).rstrip(".") or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from headrace.data.tables.kinds import (
 )
 from headrace.data.tables.nested import Column, map_arrays, take
 from headrace.data.tables.partitions import Partitions
-from headrace.errors import SourceError
+from headrace.errors import HeadraceError, SourceError
 from headrace.extras import import_extra
 from headrace.sampling.groups import GroupSampler
 
@@ -97,14 +98,9 @@ class Groups:
     def _find_images(self, name: str) -> frozenset[str]:
         if self._decoder is None or not may_hold_images(self.schema[name]):
             return frozenset()
-        pa = import_extra("pyarrow", "tables")
         for path, file in zip(self.paths, self._files, strict=True):
-            try:
+            with _decoding(f"{path}, column {name!r}"):
                 found = find_images(first_batches_of_file(file, name), name)
-            except (pa.ArrowException, OSError) as error:
-                raise SourceError(
-                    f"{path}, column {name!r}: cannot be decoded ({error}). Write the file again."
-                ) from error
             if found:
                 return found
         return frozenset()
@@ -123,13 +119,14 @@ class Groups:
         fixed = sum(leaf.size_bytes for leaf in leaves.values() if leaf is not None)
         total = self.rows * fixed
         for file, group in self._groups:
-            metadata = self._files[file].metadata.row_group(group)
-            for number in range(metadata.num_columns):
-                chunk = metadata.column(number)
-                path = chunk.path_in_schema
-                name = path if path in self.schema else path.partition(".")[0]
-                if name in self.schema and leaves[name] is None:
-                    total += chunk.total_uncompressed_size
+            with _decoding(f"{self.paths[file]}, row group {group}"):
+                metadata = self._files[file].metadata.row_group(group)
+                for number in range(metadata.num_columns):
+                    chunk = metadata.column(number)
+                    path = chunk.path_in_schema
+                    name = path if path in self.schema else path.partition(".")[0]
+                    if name in self.schema and leaves[name] is None:
+                        total += chunk.total_uncompressed_size
         return int(total)
 
     def read(self, number: int) -> dict[str, Column]:
@@ -143,27 +140,28 @@ class Groups:
         path = self.paths[file]
         before = [n for n in range(number) if self._groups[n][0] == file]
         first_row = int(self.sizes[before].sum())
-        pa = import_extra("pyarrow", "tables")
         table: dict[str, Column] = {}
         try:
-            for name in self.names:
-                place = Place(
-                    path, name, self._missing, first_row, None, self._images, self._decoder
-                )
-                if name in self._partitions.columns:
-                    table[name] = self._partitions.column(file, int(self.sizes[number]), place)
-                    continue
-                # A column at a time, copied: Arrow's pool keeps what it frees, NumPy does not, so
-                # that a group costs its own size and no more.
-                read = self._files[file].read_row_group(group, [name], use_threads=False)
-                table[name] = map_arrays(column_of(read.column(name), place), np.array)
-        except (pa.ArrowException, OSError) as error:
+            with _decoding(f"{path}, row group {group}"):
+                for name in self.names:
+                    table[name] = self._read_column(number, name, first_row)
+        except SourceError:
             self.check_unchanged(file)
-            raise SourceError(
-                f"{path}, row group {group}: cannot be decoded ({error}). Write the file again."
-            ) from error
+            raise
         self.check_unchanged(file)  # behind reading: what was read before a change is thrown away
         return table
+
+    def _read_column(self, number: int, name: str, first_row: int) -> Column:
+        file, group = self._groups[number]
+        path = self.paths[file]
+        place = Place(path, name, self._missing, first_row, None, self._images, self._decoder)
+        if name in self._partitions.columns:
+            return self._partitions.column(file, int(self.sizes[number]), place)
+        # A column at a time, copied: Arrow's pool keeps what it frees, NumPy does not, so that a
+        # group costs its own size and no more.
+        read = self._files[file].read_row_group(group, [name], use_threads=False)
+        read.validate(full=True)  # or text that is no UTF-8 is found when it is asked for
+        return map_arrays(column_of(read.column(name), place), np.array)
 
     def check_unchanged(self, file: int | None = None) -> None:
         """Check that the files, or one of them, are what they were.
@@ -181,6 +179,21 @@ class Groups:
         return known if len(known) == len(found) else None
 
 
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """Name the place of what Arrow raises: that is whatever a broken file makes it.
+
+    Raises:
+        SourceError: it raised.
+    """
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{where}: cannot be decoded ({error}). Write the file again.") from error
+
+
 def open_parquet(path: str) -> Any:
     """Return the ``ParquetFile`` of a path.
 
@@ -188,11 +201,12 @@ def open_parquet(path: str) -> Any:
         SourceError: it is none.
     """
     parquet = import_extra("pyarrow.parquet", "tables")
-    pa = import_extra("pyarrow", "tables")
     try:
         # Not mapped: a file cut short would be a bus error. A buffer for each column, none for all.
-        return parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
+        file.schema_arrow.to_string(show_schema_metadata=False)  # are its names text?
+        return file
+    except Exception as error:  # Arrow raises whatever a broken file makes it
         if isinstance(error, OSError) and error.errno is not None:
             raise
         what = str(error).rstrip(".")
