@@ -17,8 +17,9 @@ from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
 from headrace.engine.order.facts import set_epoch
+from headrace.engine.order.fit import check
 from headrace.engine.order.packing import decode
-from headrace.engine.order.state import FINISHED, RUNNING, Progress, Shape, check, describe
+from headrace.engine.order.state import FINISHED, RUNNING, Progress, Shape, describe
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters, Totals
 from headrace.errors import StateError
