@@ -60,7 +60,7 @@ FACE_ONLY = {"train": {"engine"}, "tune": {"engine"}, "apply": {"engine"}, "cli"
 LAZY_ROOMS = {"cli", "bench"}
 
 BASE_DEPENDENCIES = {"torch", "numpy", "headrace"} | set(sys.stdlib_module_names)
-MAX_LINES = 450
+MAX_LINES = 400
 
 
 @dataclass(frozen=True)

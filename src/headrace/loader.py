@@ -254,8 +254,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
     def last_indices(self) -> list[Any] | None:
         """Return the dataset indices of the batch that the present iterator handed out last.
 
-        For finding the sample behind a bad value. None before the first batch, for iterable
-        datasets, and when the iterator is gone.
+        None before the first batch, for iterable datasets, and when the iterator is gone.
         """
         return self._session.last_indices()
 
@@ -284,9 +283,8 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
                 kind of order; for iterable datasets also of another number of workers.
         """
         self._session.load(state_dict, shape_of(self), self._generators())
-        persistent: Any = self._iterator
-        if persistent is not None:
-            persistent._shutdown_workers()
+        if (persistent := self._iterator) is not None:
+            persistent._shutdown_workers()  # type: ignore[attr-defined]
             self.__dict__["_iterator"] = None
 
     def _generators(self) -> list[torch.Generator]:

@@ -546,6 +546,7 @@ def test_a_batch_larger_than_the_files_it_may_open() -> None:
     way.close()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_torch_keeps_no_sparse_tensor_that_was_unpacked() -> None:
     samples = [torch.eye(3).to_sparse() for _ in range(4)]
     assert len(list(DataLoader(samples, batch_size=None, num_workers=1))) == 4  # type: ignore[arg-type]

@@ -7,14 +7,16 @@ import errno
 import os
 import pickle
 import signal
+import socket
 from collections import deque
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from headrace.engine import wire
+from headrace.engine import cargo, wire
 from headrace.engine.backends.base import Died
 from headrace.engine.backends.worker import Setup
 from headrace.engine.shared import Imports
+from headrace.engine.task import Done, Failed
 from headrace.errors import WorkerStartError
 from headrace.notices import warn_user
 
@@ -53,6 +55,24 @@ class Worker:
         """Take what tells of the process's end."""
         self._files.append(file)
         self.pidfd = file.fileno()
+
+    def tell_to_stop(self) -> None:
+        """Ask it to leave; what it has not begun, it need not begin."""
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                self.take_back(socket.MSG_DONTWAIT)
+        self.outbox.clear()
+        with contextlib.suppress(OSError):
+            wire.send(self.mine, (wire.STOP,), [], socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            self.mine.shutdown(socket.SHUT_RD)  # one that waits for room to answer leaves too
+
+    def unpacked(self, done: Done) -> Done | Failed:
+        """Put a batch together again from what it has sent."""
+        try:
+            return done._replace(batch=cargo.unpack(done.batch, self.imports))
+        except Exception as error:  # a batch class that cannot be put together again here
+            return Failed(done.step, error)
 
     def kill(self) -> None:
         """End it with the one signal that nothing can ignore."""

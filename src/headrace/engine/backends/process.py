@@ -22,15 +22,9 @@ import time
 from collections import deque
 from typing import Any
 
-from headrace.engine import cargo, wire
+from headrace.engine import wire
 from headrace.engine.backends.base import Backend, Died, Finished
-from headrace.engine.backends.crew import (
-    Worker,
-    close,
-    explain_start,
-    is_of_files,
-    too_many_files,
-)
+from headrace.engine.backends.crew import Worker, close, explain_start, is_of_files, too_many_files
 from headrace.engine.backends.ending import backends, check_open, end_together, forking
 from headrace.engine.backends.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.backends.spare import Spare
@@ -295,7 +289,7 @@ class ProcessBackend(Backend):
         else:
             _, result, forgotten = message
             if isinstance(result, Done):
-                result = _unpacked(result, worker)
+                result = worker.unpacked(result)
             elif isinstance(result, Failed) and isinstance(result.error, WrappedError):
                 result = Failed(result.step, result.error.rebuild())
             worker.imports.forget(forgotten)
@@ -352,18 +346,8 @@ class ProcessBackend(Backend):
         self._closing = True
         alive = [w for w in self._crew if w.pidfd >= 0]
         for worker in alive:
-            self._tell_to_stop(worker)
+            worker.tell_to_stop()
         return [w.pidfd for w in alive]
-
-    def _tell_to_stop(self, worker: Worker) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while True:  # what it has not begun, it need not begin
-                worker.take_back(socket.MSG_DONTWAIT)
-        worker.outbox.clear()
-        with contextlib.suppress(OSError):
-            wire.send(worker.mine, (wire.STOP,), [], socket.MSG_DONTWAIT)
-        with contextlib.suppress(OSError):
-            worker.mine.shutdown(socket.SHUT_RD)  # one that waits for room to answer leaves too
 
     def kill(self) -> None:
         """Kill every worker that has not left."""
@@ -404,13 +388,6 @@ class ProcessBackend(Backend):
                 except BaseException:  # an interruption, which Python forgets in here
                     self.close()
                     raise
-
-
-def _unpacked(done: Done, worker: Worker) -> Done | Failed:
-    try:
-        return done._replace(batch=cargo.unpack(done.batch, worker.imports))
-    except Exception as error:  # a batch class that cannot be put together again here
-        return Failed(done.step, error)
 
 
 def _run_forked(end: socket.socket, setup: Setup) -> None:

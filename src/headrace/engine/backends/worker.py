@@ -29,7 +29,8 @@ from torch.utils.data._utils import worker as torch_worker
 from headrace.engine import cargo, wire
 from headrace.engine.backends.ending import flush
 from headrace.engine.lease import Memory
-from headrace.engine.making.fetch import Fetcher, Recipe
+from headrace.engine.making.fetch import Fetcher
+from headrace.engine.making.recipe import Recipe
 from headrace.engine.making.worker_info import set_process_info, worker_info
 from headrace.engine.shared import WorkerPool
 from headrace.engine.task import Done, Failed, Result, Task

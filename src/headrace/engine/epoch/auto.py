@@ -23,7 +23,8 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from headrace.engine.lease import Pool
-from headrace.engine.making.fetch import Fetcher, Recipe
+from headrace.engine.making.fetch import Fetcher
+from headrace.engine.making.recipe import Recipe
 from headrace.engine.stats import in_units
 from headrace.engine.task import Done, Failed, Task
 from headrace.machine import available_cores

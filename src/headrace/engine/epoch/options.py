@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from headrace.engine.making.fetch import Recipe
+from headrace.engine.making.recipe import Recipe
 from headrace.engine.order.samplers import generators_of
 from headrace.sampling.ranks import Shard
 

@@ -31,8 +31,9 @@ from headrace.engine.epoch.policy import Policy
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.epoch.window import Window
 from headrace.engine.lease import Pool
-from headrace.engine.making.fetch import Fetcher, Recipe
+from headrace.engine.making.fetch import Fetcher
 from headrace.engine.making.gather import BLOCK_BYTES, BlockGather
+from headrace.engine.making.recipe import Recipe
 from headrace.engine.order.order import Order, Tasks
 from headrace.engine.order.state import Progress
 from headrace.engine.order.streams import fresh_streams

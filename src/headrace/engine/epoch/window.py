@@ -38,7 +38,8 @@ class Window:
         self._done: list[list[Task]] = [[] for _ in range(backend.workers)]  # for replay
         for worker, count in enumerate(policy.to_replay):
             self._done[worker] = [
-                self._of_stream(Task(0, -1, None, 0), worker, n) for n in range(count)
+                tasks.of_stream(Task(0, -1, None, 0), worker, n, backend.workers)
+                for n in range(count)
             ]
         self._restarts = 0
         self._failed_samplings = 0
@@ -194,16 +195,13 @@ class Window:
         self._turn = (self._turn + 1) % len(self._active)
         self._due.append(task.step)
         if self._policy.iterable:
-            task = self._of_stream(task, worker, self._numbers[worker])
+            task = self._tasks.of_stream(task, worker, self._numbers[worker], self._backend.workers)
             self._numbers[worker] += 1
             self._streams[task.step] = worker
         self._asked[task.step] = task
         self._exchange()
         self._give(worker, task)
         return True
-
-    def _of_stream(self, task: Task, worker: int, number: int) -> Task:
-        return self._tasks.of_stream(task, worker, number, self._backend.workers)
 
     def _next_worker(self) -> int:
         """Return whose turn it is: round and round, or whoever has least to do."""

@@ -8,23 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
 from types import GeneratorType
 from typing import Any
 
-import torch
 from torch.utils.data import default_collate as torch_default_collate
-from torch.utils.data import default_convert as torch_default_convert
 
-from headrace.collate import numpy_collate
-from headrace.collate.stack import default_collate, is_default
-from headrace.data.arrays import ArrayDataset
-from headrace.data.gather import find_gatherer
-from headrace.data.gatherer import Gatherer
+from headrace.collate.stack import default_collate
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
+from headrace.engine.making.recipe import Recipe
 from headrace.engine.making.skip import odd_one, skipped
 from headrace.engine.making.weight import Scale
 from headrace.engine.order.streams import knows_its_place, said_of
@@ -33,60 +27,8 @@ from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample,
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import current, lending
 from headrace.rng import Seeding, begin_task, end_task, here
-from headrace.tree import NUMPY_DTYPES, leaves
-
-# Datasets and functions whose code is known and draws no random numbers.
-_QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
-_QUIET_COLLATES = (torch_default_collate, torch_default_convert, default_collate, numpy_collate)
 
 _MOST_IN_A_ROW = 10_000  # an iterator that raises for ever
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What every fetch of a loader has in common; it travels to a worker once.
-
-    ``batch_size`` is None where the loader does not batch. ``iterable`` says that the dataset is
-    iterated, not indexed. ``transform`` is applied to each batch where it is made. ``skip`` leaves
-    samples that raise out of their batch; ``weigh_all`` counts the bytes of each batch.
-    """
-
-    dataset: Any
-    collate: Callable[[Any], Any]
-    iterable: bool
-    auto_collation: bool
-    batch_size: int | None
-    drop_last: bool
-    transform: Callable[[Any], Any] | None = None
-    skip: bool = False
-    weigh_all: bool = False
-
-    @property
-    def quiet(self) -> bool:
-        """Whether no user code can run, so that there is nothing to seed."""
-        return (
-            type(self.dataset) in _QUIET_DATASETS
-            and self.collate in _QUIET_COLLATES
-            and is_default(default_collate)  # not with functions of the user's in torch's table
-            and self.transform is None
-        )
-
-    def gatherer(self) -> Gatherer | None:
-        """Return the gatherer of a dataset of columns, where nothing but it makes the batch."""
-        if self.iterable or not self.auto_collation:
-            return None
-        if not self.makes_arrays and not is_default(self.collate):
-            return None
-        gatherer = find_gatherer(self.dataset)
-        if gatherer is None or not self.makes_arrays:
-            return gatherer
-        known = all(leaf.dtype in NUMPY_DTYPES for leaf in leaves(gatherer.spec))
-        return gatherer if known else None  # the collation says what NumPy has nothing for
-
-    @property
-    def makes_arrays(self) -> bool:
-        """Whether batches are of NumPy arrays, not of tensors."""
-        return self.collate is numpy_collate
 
 
 class Fetcher:
