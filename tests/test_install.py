@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import pickle
+import re
 import sys
 import types
 
@@ -97,7 +98,7 @@ def test_a_class_that_makes_its_iterators_itself_is_left_alone_and_said(library,
     assert "a_library.Own" not in report.classes
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert "left with torch: a_library.Own" in said[0]
+    assert re.search(r"left with torch: .*a_library\.Own", said[0])
 
 
 def test_verbose_names_all(library, capsys):

@@ -62,11 +62,13 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(autouse=True)
 def _torch_is_back_and_no_worker_is_left():
+    before = set(psutil.Process().children(recursive=True))  # other tests' helpers
     yield
     headrace.uninstall()
     assert torch.utils.data.DataLoader is face.STOCK
     gc.collect()
-    left = [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
+    now = set(psutil.Process().children(recursive=True))
+    left = [process for process in now - before if _is_worker(process)]
     assert left == []
 
 

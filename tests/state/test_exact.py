@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from state import loaders
 
+pytestmark = pytest.mark.filterwarnings("ignore:the epoch gave no batch")
 NO_DEADLINE = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25
 )

@@ -17,7 +17,10 @@ from property.test_same_as_torch import Samples, Stream, trees
 
 from .datasets import MANY_WORKERS, Drawn, Numbers
 
-pytestmark = pytest.mark.filterwarnings(MANY_WORKERS)
+pytestmark = [
+    pytest.mark.filterwarnings(MANY_WORKERS),
+    pytest.mark.filterwarnings("ignore:the epoch gave no batch"),
+]
 few = settings(
     max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
