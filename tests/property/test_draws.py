@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 import headrace
 from state.loaders import Lazy, OwnGenerator, Uneven
 
+pytestmark = pytest.mark.filterwarnings("ignore:the epoch gave no batch")
 N = 23
 
 DATA: dict[str, Callable[[], Any]] = {

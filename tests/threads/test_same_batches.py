@@ -13,6 +13,7 @@ import headrace
 from headrace import DataLoader, IterableDataset
 from headrace.testing import assert_exact_resume
 
+pytestmark = pytest.mark.filterwarnings("ignore:the epoch gave no batch")
 WAYS: list[dict[str, Any]] = [
     {},
     {"num_workers": 1, "backend": "thread"},
