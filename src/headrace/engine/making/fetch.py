@@ -193,14 +193,7 @@ class Fetcher:
         """Make a batch of a dataset's samples: what most programs do, for each of their batches."""
         if type(indices) is not list:
             return self._indexed(indices)
-        dataset, left = self._recipe.dataset, iter(indices)
-        try:
-            samples = [dataset[index] for index in left]
-        except Exception as error:
-            index = indices[len(indices) - length_hint(left) - 1]
-            _add_note(error, f"while fetching dataset index {index!r}")
-            raise
-        return self._collated(samples, indices), len(indices)
+        return self._collated(self._each(indices), indices), len(indices)
 
     def _one_by_one(self, indices: Any) -> Any:
         return self._collated(self._samples(indices), indices)
@@ -217,7 +210,7 @@ class Fetcher:
 
     def _good_ones(self, indices: list[Any]) -> tuple[Any, int]:
         """Make the batch of those samples that neither raise nor fail to fit the others."""
-        if not getattr(self._recipe.dataset, "__getitems__", None):
+        if not self._many:
             return self._those_that_fit(*self._those_that_do_not_raise(indices))
         try:
             samples = self._samples(indices)
@@ -276,20 +269,20 @@ class Fetcher:
             raise
 
     def _samples(self, indices: Collection[Any]) -> Any:
-        dataset = self._recipe.dataset
-        many = getattr(dataset, "__getitems__", None)
-        if many:
-            try:
-                return many(indices)
-            except Exception as error:
-                _add_note(error, f"while fetching dataset indices {_shorten(indices)}")
-                raise
-        places = list(indices)
-        left = iter(places)
+        if not self._many:
+            return self._each(list(indices))
+        try:
+            return self._many(indices)
+        except Exception as error:
+            _add_note(error, f"while fetching dataset indices {_shorten(indices)}")
+            raise
+
+    def _each(self, indices: list[Any]) -> list[Any]:
+        dataset, left = self._recipe.dataset, iter(indices)
         try:
             return [dataset[index] for index in left]
         except Exception as error:
-            index = places[len(places) - length_hint(left) - 1]
+            index = indices[len(indices) - length_hint(left) - 1]
             _add_note(error, f"while fetching dataset index {index!r}")
             raise
 
