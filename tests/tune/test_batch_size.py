@@ -314,11 +314,18 @@ def test_the_report_is_a_table():
     assert lines[-1].startswith("batch size 3: 4 ran out of memory (OutOfMemoryError: CUDA out")
 
 
-def test_real_memory_of_the_process():
-    """A step that fills so many bytes a sample is seen to take them."""
+@pytest.mark.parametrize("freed", [0, 1 << 28])
+def test_real_memory_of_the_process(freed):
+    """A step that fills so many bytes a sample is seen to take them, whatever others let go of."""
+    others = [torch.ones(freed, dtype=torch.uint8)]
+
+    def make_batch(n):
+        others.clear()
+        return torch.zeros(n, 1)
+
     found = find_batch_size(
         lambda batch: torch.ones(len(batch), 4 << 20, dtype=torch.uint8).max(),
-        lambda n: torch.zeros(n, 1),
+        make_batch,
         high=8,
         min_gain=None,
     )

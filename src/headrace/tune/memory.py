@@ -27,7 +27,7 @@ class PeakMemory:
         if device.type == "cuda":
             self._before = torch.cuda.memory_allocated(device)
         elif device.type == "cpu":
-            self._before = _status("VmRSS:") or _peak_bytes()
+            self._before = _resident_bytes()
 
     def begin(self) -> None:
         """Forget the peaks before."""
@@ -36,6 +36,8 @@ class PeakMemory:
         elif self._device.type == "cpu":
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM = VmRSS
+            # What others let go of meanwhile must not hide what the work takes.
+            self._before = min(self._before, _resident_bytes())
 
     def taken_bytes(self, at_least: int | None = None) -> int | None:
         """Return the peak since ``begin``, or ``at_least``; None on devices that do not tell."""
@@ -55,6 +57,10 @@ def free_bytes(device: torch.device) -> int | None:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
     return available_memory_bytes() if device.type == "cpu" else None
+
+
+def _resident_bytes() -> int:
+    return _status("VmRSS:") or _peak_bytes()
 
 
 def _peak_bytes() -> int:
