@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -114,74 +113,75 @@ def test_skipped_batches_are_not_read(accelerator):
     assert read == [6, 7, 8, 9, 10, 11]
 
 
-def in_two_processes(tmp_path, text):
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(text))
+TWO = """
+import json, os, torch
+import headrace
+from torch.utils.data import TensorDataset, IterableDataset
+import accelerate
+
+data = TensorDataset(torch.arange(22.0))
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(22.0))
+
+def value(batch):
+    return (batch[0] if isinstance(batch, (list, tuple)) else batch).tolist()
+
+def share(dataset, loader_options, dispatch):
+    accelerate.state.AcceleratorState._reset_state()
+    accelerate.state.GradientState._reset_state()
+    configuration = accelerate.DataLoaderConfiguration(dispatch_batches=dispatch)
+    accelerator = accelerate.Accelerator(cpu=True, dataloader_config=configuration)
+    torch.manual_seed(5)
+    loader = torch.utils.data.DataLoader(dataset, 4, **loader_options)
+    loader = accelerator.prepare(loader)
+    got = [[value(batch) for batch in loader] for _ in range(2)]
+    rest = [value(batch) for batch in accelerate.skip_first_batches(loader, 1)]
+    return [type(loader.base_dataloader).__module__.partition(".")[0], got, rest]
+
+CASES = {
+    "sharded": (data, {"shuffle": True}, None),
+    "workers": (data, {"shuffle": True, "num_workers": 1}, None),
+    "dispatched": (data, {}, True),
+    "stream": (Stream(), {}, None),
+}
+found = {name: [share(*case)] for name, case in CASES.items()}
+headrace.install(quiet=True)
+for name, case in CASES.items():
+    found[name].append(share(*case))
+open(f"{os.environ['RANK']}.json", "w").write(json.dumps(found))
+accelerate.Accelerator(cpu=True).end_training()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_by_two(tmp_path_factory):
+    """What each of two ranks got in all cases, from torch's loader and from ours."""
+    place = tmp_path_factory.mktemp("two")
+    script = place / "script.py"
+    script.write_text(TWO)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script],
         capture_output=True,
         text=True,
         timeout=250,
         check=False,
-        cwd=tmp_path,
+        cwd=place,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-
-
-DISPATCHED = ", dataloader_config=accelerate.DataLoaderConfiguration(dispatch_batches=True)"
-TWO = """
-import json, sys, torch
-import headrace
-from torch.utils.data import TensorDataset, IterableDataset
-import accelerate
-{install}
-accelerator = accelerate.Accelerator(cpu=True{options})
-data = TensorDataset(torch.arange(22.0))
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(torch.arange(22.0))
-torch.manual_seed(5)
-loader = accelerator.prepare(torch.utils.data.DataLoader({dataset}, 4{loader}))
-def value(batch):
-    return (batch[0] if isinstance(batch, (list, tuple)) else batch).tolist()
-got = [[value(batch) for batch in loader] for _ in range(2)]
-rest = [value(batch) for batch in accelerate.skip_first_batches(loader, 1)]
-kind = type(loader.base_dataloader).__module__.partition(".")[0]
-assert kind == ("headrace" if {installed} else "torch"), kind
-open(f"{{accelerator.process_index}}.json", "w").write(json.dumps([got, rest]))
-accelerator.end_training()
-"""
+    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.library("accelerate", "two processes: shards equal torch's, the dispatcher too")
-@pytest.mark.parametrize(
-    ("options", "dataset", "loader"),
-    [
-        ("", "data", ", shuffle=True"),
-        ("", "data", ", shuffle=True, num_workers=1"),
-        (
-            ", dataloader_config=accelerate.DataLoaderConfiguration(dispatch_batches=True)",
-            "data",
-            "",
-        ),
-        ("", "Stream()", ""),
-    ],
-    ids=["sharded", "workers", "dispatched", "stream"],
-)
-def test_two_processes_share_as_with_torchs(tmp_path, options, dataset, loader):
-    def run(install):
-        text = TWO.format(
-            install="headrace.install(quiet=True)" if install else "",
-            options=options,
-            dataset=dataset,
-            loader=loader,
-            installed=install,
-        )
-        return in_two_processes(tmp_path, text)
-
-    assert run(True) == run(False)
+@pytest.mark.parametrize("case", ["sharded", "workers", "dispatched", "stream"])
+def test_two_processes_share_as_with_torchs(shared_by_two, case):
+    for rank in shared_by_two:
+        (stock, *wanted), (ours, *got) = rank[case]
+        assert (stock, ours) == ("torch", "headrace")
+        assert got == wanted
+    assert shared_by_two[0][case] != shared_by_two[1][case]
 
 
 def test_shard_beside_its_own_division_is_an_error(accelerator):
