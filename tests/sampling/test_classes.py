@@ -111,6 +111,30 @@ def test_stratified_plan_is_what_is_iterated(labels, size):
     assert [b.tolist() for b in np.split(indices, offsets[1:-1])] == batches
 
 
+@settings(deadline=None, derandomize=True)
+@given(LABELS, st.integers(2, 9), st.booleans(), st.integers(2, 4))
+def test_stratified_ranks_share_one_plan(labels, size, drop_last, ranks):
+    def sampler():
+        return StratifiedBatchSampler(labels, size, drop_last=drop_last, generator=generator())
+
+    parts = [sampler().shard(rank, ranks) for rank in range(ranks)]
+    batches = [list(part) for part in parts]
+    assert [len(part) for part in parts] == [len(mine) for mine in batches]
+    n = len(labels)
+    if n >= ranks:  # below, some have nothing
+        assert len({len(mine) for mine in batches}) == 1
+    seen = sorted(i for mine in batches for batch in mine for i in batch)
+    assert len(set(seen)) == len(seen)
+    steps = n // (size * ranks)
+    assert seen == list(range(n)) if not drop_last else len(seen) == steps * size * ranks
+    # The steps that are full are the batches of the whole plan, in turn.
+    full = max(0, steps - 1)
+    whole = list(sampler())[: full * ranks]
+    assert [batch for step in zip(*batches, strict=False) for batch in step][: len(whole)] == whole
+    with pytest.raises(ValueError, match=f"of rank 0 of {ranks} already"):
+        parts[0].shard(0, 2)
+
+
 def test_stratified_the_last_batch_keeps_to_whole_shares_too():
     labels = np.repeat([0, 1, 2], [6, 1, 5])  # of the last 4: 2, 1/3 and 5/3
     rare = 0

@@ -148,6 +148,7 @@ def test_an_empty_batch_of_a_plan_is_named():
 RANKED = {
     "buckets": lambda: BucketBatchSampler(LENGTHS, max_tokens=60),
     "packed": lambda: PackedBatchSampler(LENGTHS, 70),
+    "stratified": lambda: StratifiedBatchSampler(LENGTHS // 16, 7),
 }
 
 

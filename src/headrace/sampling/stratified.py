@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from headrace.sampling.planned import (
     seeded,
     spans,
 )
+from headrace.sampling.ranks import Shard
 
 Labels = Sequence[Any] | torch.Tensor | npt.NDArray[Any]
 
@@ -58,14 +60,37 @@ class StratifiedBatchSampler(PlannedBatchSampler):
         self.drop_last = bool(drop_last)
         self.generator = generator
         self._counts = np.bincount(self._codes)
+        self._part = Shard(0, 1, self.batch_size, drop_last=self.drop_last)
 
     def __len__(self) -> int:
+        if self._part.world_size > 1:
+            return self._part.rank_steps(len(self._codes))
         whole, rest = divmod(len(self._codes), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def order_facts(self) -> dict[str, Any]:
         """Return what the batches are a function of, beside the seed."""
-        return {"labels": self._codes, "batch_size": self.batch_size, "drop_last": self.drop_last}
+        facts = {"labels": self._codes, "batch_size": self.batch_size, "drop_last": self.drop_last}
+        ranks = self._part.world_size
+        return facts if ranks == 1 else {**facts, "num_replicas": ranks}
+
+    def shard(self, index: int, count: int) -> Self:
+        """Return this sampler for rank `index` of `count`; the generator is shared with it.
+
+        The ranks deal the batches of one plan out among them. What fills no step of theirs is
+        divided evenly, or left out with `drop_last`.
+
+        Raises:
+            ValueError: it is that of one rank already.
+        """
+        if self._part.world_size > 1:
+            raise ValueError(
+                f"this {type(self).__name__} is that of rank {self._part.rank} of "
+                f"{self._part.world_size} already. Shard the sampler that it was made from."
+            )
+        sampler = copy.copy(self)
+        sampler._part = Shard(index, count, self.batch_size, drop_last=self.drop_last)
+        return sampler
 
     def plan(self, seed: int) -> tuple[Indices, Indices]:
         """Return the batches of the epoch with this seed: indices and offsets."""
@@ -81,9 +106,18 @@ class StratifiedBatchSampler(PlannedBatchSampler):
         order = mixed[np.argsort(batch[mixed], kind="stable")]
         indices = by_class[order].astype(np.int64)
         offsets = np.arange(whole + 1) * size
+        if self._part.world_size > 1:
+            return _part_of(indices, self._part)
         if rest and not self.drop_last:
             offsets = np.append(offsets, n)
         return indices[: offsets[-1]], offsets
+
+
+def _part_of(indices: Indices, part: Shard) -> tuple[Indices, Indices]:
+    """Return a rank's batches of an epoch's, and their offsets."""
+    batches = list(part.batches(iter([indices]), len(indices)))
+    offsets = np.cumsum([0, *map(len, batches)])
+    return np.concatenate([indices[:0], *batches]), offsets
 
 
 def _last_batch(counts: Indices, size: int, generator: torch.Generator) -> Indices:
