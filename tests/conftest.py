@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,12 @@ from forks import Zygote, command_line
 from processes import Forked
 
 pytest_plugins = ["quick"]
+
+
+def pytest_configure() -> None:
+    """Programs under test take Ctrl-C, also where the tests run in a shell's background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

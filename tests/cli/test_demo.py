@@ -32,12 +32,12 @@ def test_the_default_run_reaches_the_accuracy_and_writes_both_pictures(headrace_
         assert min(height, width) > 400
 
 
-def test_output_to_a_pipe_is_plain_whole_lines(headrace_command):
-    outcome = headrace_command("demo", "--epochs", "1", "--out", "a new/deep directory")
-    assert outcome.code == 0
-    assert "\x1b" not in outcome.out
-    assert "\r" not in outcome.out
-    lines = outcome.out.splitlines()
+def test_output_to_a_pipe_is_plain_whole_lines(forked_command):
+    done = forked_command("demo", "--epochs", "1", "--out", "a new/deep directory")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    lines = done.stdout.splitlines()
     assert lines[0].startswith("1,797 handwritten digits: 1,438 to train on")
     assert EPOCH_LINE.fullmatch(lines[2])
     assert lines[4].endswith("without the training")

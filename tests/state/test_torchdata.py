@@ -6,7 +6,7 @@ both loaders, and what leaves them must be the same.
 
 import json
 from collections import deque
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -17,6 +17,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from headrace import DataLoader
 from state.torchdata_streams import KINDS, Counted, PlaceFromIter
+
+BOTH = (False, True)
 
 
 def keep(batch):
@@ -115,7 +117,13 @@ class BesideTorchdata(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize(
     ("workers", "persistent", "examples"),
-    [(0, False, 200), (1, False, 10), (2, False, 15), (2, True, 30)],
+    [
+        (0, False, 200),
+        (1, False, 4),
+        (2, False, 6),
+        (2, True, 12),
+        *(pytest.param(*case, marks=pytest.mark.stress) for case in product((1, 2), BOTH, [200])),
+    ],
 )
 def test_what_leaves_is_what_leaves_torchdatas_loader(workers, persistent, examples):
     machine = type("Machine", (BesideTorchdata,), {"workers": workers, "persistent": persistent})
