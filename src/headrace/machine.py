@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def second_level_cache_bytes() -> int:
         if _text(cache / "level").strip() == "2" and size[:-1].isdigit():
             return int(size[:-1]) << {"K": 10, "M": 20}.get(size[-1], 0)
     return 0
+
+
+def is_out_of_files(error: OSError) -> bool:
+    """Say whether an error means that this process, or this machine, can open no more files."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def open_files_limit() -> int:

@@ -1,5 +1,6 @@
 """TarDataset: what webdataset reads, by number; decoding, damage, change, resume."""
 
+import contextlib
 import gc
 import io
 import json
@@ -290,18 +291,45 @@ def test_a_disk_that_is_full_leaves_no_half_index(shards, tmp_path):
     assert not list((tmp_path / "kept").iterdir())
 
 
-def test_more_shards_than_files_may_be_open(tmp_path):
+def leave_files(count):
+    """Take all descriptors of this process but so many."""
+    import resource
+
+    top = max(map(int, os.listdir("/proc/self/fd"))) + 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, top))
+    taken = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    for descriptor in taken[len(taken) - count :]:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("left", [5, 40])
+def test_more_shards_than_files_may_be_open(tmp_path, left):
     for n in range(40):
         write_tar(tmp_path / f"{n:02d}.tar", samples(2, 2 * n))
 
     def use():
-        import resource
-
-        limit = max(map(int, os.listdir("/proc/self/fd"))) + 24  # fewer than there are shards
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        leave_files(left)
         dataset = TarDataset(tmp_path)
         order = np.random.default_rng(0).permutation(80).tolist()
-        assert [s["__key__"] for s in dataset.__getitems__(order)] == [f"{n:06d}" for n in order]
+        for _ in range(2):
+            keys = [s["__key__"] for s in dataset.__getitems__(order)]
+            assert keys == [f"{n:06d}" for n in order]
+            assert [dataset[n]["__key__"] for n in order] == keys
+
+    assert exit_code_of(use) == 0
+
+
+def test_no_file_may_be_opened_at_all(tmp_path):
+    write_tar(tmp_path / "0.tar", samples(2))
+    dataset = TarDataset(tmp_path)
+
+    def use():
+        leave_files(0)
+        with pytest.raises(OSError, match="Too many open files"):
+            dataset[0]
 
     assert exit_code_of(use) == 0
 

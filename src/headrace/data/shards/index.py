@@ -25,6 +25,7 @@ from headrace.data.shards.headers import Fault, Members, Read, members_of
 from headrace.data.shards.places import Place
 from headrace.data.stores.remote import Stores
 from headrace.errors import SourceError
+from headrace.machine import is_out_of_files
 from headrace.notices import warn_user
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -196,6 +197,18 @@ def _read_head(raw: Any) -> tuple[list[int], Summary, int]:
     return header, Summary(samples=header[3], **about), start
 
 
+@contextlib.contextmanager
+def _if_it_is_one() -> Iterator[None]:
+    """Pass over what is there and is no index, or is gone: it is made again."""
+    try:
+        yield
+    except OSError as error:
+        if is_out_of_files(error):
+            raise
+    except ValueError:
+        pass
+
+
 class Indexes:
     """Finds and makes the indexes of shards.
 
@@ -212,14 +225,14 @@ class Indexes:
     def open(self, shard: Place) -> ShardIndex:
         """Return the index of a shard, mapped where it is kept in a file."""
         for place in self._files(shard):
-            with contextlib.suppress(OSError, ValueError), open(place, "rb") as file:
+            with _if_it_is_one(), open(place, "rb") as file:
                 return ShardIndex(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return ShardIndex(self._made(shard))
 
     def summary(self, shard: Place) -> Summary:
         """Return what is known of a shard without mapping its index, which is made if need be."""
         for place in self._files(shard):
-            with contextlib.suppress(OSError, ValueError), open(place, "rb") as file:
+            with _if_it_is_one(), open(place, "rb") as file:
                 raw = file.read(_LOOKED_AT_BYTES)
                 header = np.frombuffer(raw, "<i8", _HEADER)
                 return _read_head(raw + file.read(max(0, 8 * _HEADER + header[6] - len(raw))))[1]

@@ -6,7 +6,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from headrace.data.progress import Progress
 from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
 from headrace.data.shards.index import Indexes, ShardIndex, Summary
-from headrace.data.shards.places import File
+from headrace.data.shards.places import File, Place
 from headrace.data.stores.kept import Kept
 from headrace.data.stores.remote import Options, RemoteFile, Stores, shown
 from headrace.data.text.known import PROGRAMS, compression_of
@@ -28,7 +28,7 @@ from headrace.errors import (
     SourceWarning,
     TruncatedFileError,
 )
-from headrace.machine import open_files_limit
+from headrace.machine import is_out_of_files, open_files_limit
 from headrace.notices import warn_user
 from headrace.sampling.groups import GroupSampler
 
@@ -176,17 +176,30 @@ class TarDataset(Source):
         """Return a shard that is what it was, opening it in a process that has not."""
         opened = self._open.pop(number, None)
         if opened is None:
-            place = self._places[number]
-            index = self._indexes.open(place)
-            file = self._from_kept(place.open(self._stores))
-            opened = _Open(file, index, index.summary.suffixes)
             if len(self._open) >= open_files_limit() // 4:  # each holds two
-                self._open.pop(next(iter(self._open)))  # the one whose last use is longest ago
+                self._close_some(1)
+            try:
+                opened = self._opened(self._places[number])
+            except OSError as error:
+                if not is_out_of_files(error) or not self._open:
+                    raise
+                self._close_some(-(-len(self._open) // 2))  # others hold files of this process too
+                return self._shard(number)
         else:
             opened.file.check()
             opened = opened._replace(file=self._from_kept(opened.file))
         self._open[number] = opened
         return opened
+
+    def _opened(self, place: Place) -> _Open:
+        index = self._indexes.open(place)
+        file = self._from_kept(place.open(self._stores))
+        return _Open(file, index, index.summary.suffixes)
+
+    def _close_some(self, count: int) -> None:
+        """Let go of the shards whose last use is longest ago."""
+        for number in list(islice(self._open, count)):
+            del self._open[number]
 
     def _from_kept(self, file: File) -> File:
         """Return the copy of a shard that is kept; if there is none, have it made."""
