@@ -33,7 +33,7 @@ demo: $(VENV)/.installed-demo  ## train a small network on real handwritten digi
 	@$(BIN)/headrace demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests (without those marked "stress")
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal --durations 10 $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .
