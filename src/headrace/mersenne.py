@@ -150,13 +150,18 @@ def _torch_state(words: memoryview | bytes, initial_seed: int) -> torch.Tensor:
     return state
 
 
+def torch_words(generator: torch.Generator) -> bytes:
+    """Return the words of a generator."""
+    state = generator.get_state().numpy()
+    return state[24 : 24 + 8 * WORDS].view(np.uint64).astype(np.uint32).tobytes()
+
+
 def _torch_offset() -> int | None:
     """Return where in a generator's object its state lies, None if that cannot be shown."""
     one, other = torch.Generator(), torch.Generator()
     one.manual_seed(2**40 + 7)
     torch.randn(3, generator=one, dtype=torch.float64)  # of the second pair one is kept
-    state = one.get_state().numpy()
-    key = state[24 : 24 + 8 * WORDS].view(np.uint64).astype(np.uint32).tobytes()
+    key = torch_words(one)
     address = getattr(one, "_cdata", None)
     found = _find(address, _TORCH_BEFORE + KEY_BYTES, key) if isinstance(address, int) else None
     if found is None or found - _TORCH_HEAD < address:  # type: ignore[operator]

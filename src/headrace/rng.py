@@ -101,14 +101,15 @@ class ProcessGenerators:
             the names of the generators that are the user's from now on.
         """
         derived = worker_seed % 2**32
-        numpy_recipe = _numpy_words(np.random.RandomState(derived))
-        recipe: tuple[Any, ...] = (None, numpy_recipe, _python_words(random.Random(derived)))
+        recipe = (
+            mersenne.torch_words(torch.Generator().manual_seed(worker_seed)),
+            _numpy_words(np.random.RandomState(derived)),
+            _python_words(random.Random(derived)),
+        )
         for name, before, now, known in zip(
             _NAMES, keys_before, generator_keys(), recipe, strict=True
         ):
-            if now not in (before, known) and not (
-                isinstance(now, bytes) and _drawn_from((before, known), now)
-            ):
+            if _is_seeded(before, now, known):
                 self._users.add(name)
         return [name for name in _NAMES if name in self._users]
 
@@ -120,10 +121,26 @@ class ProcessGenerators:
 _NAMES = ("torch", "NumPy", "random")
 
 
-def generator_keys() -> tuple[Any, ...]:
-    """Return what tells how each global generator was seeded."""
-    numpy_words = _numpy_words(np.random.mtrand._rand)
-    return torch.initial_seed(), numpy_words, _python_words(random)
+_Key = tuple[int | None, bytes]
+
+
+def generator_keys() -> tuple[_Key, _Key, _Key]:
+    """Return what tells how each global generator was seeded: its seed, if it knows, and words."""
+    return (
+        (torch.initial_seed(), mersenne.torch_words(torch.default_generator)),
+        (None, _numpy_words(np.random.mtrand._rand)),
+        (None, _python_words(random)),
+    )
+
+
+def _is_seeded(before: _Key, now: _Key, known: bytes) -> bool:
+    """Say whether a generator was seeded since ``before``, and not with a ``known`` seed.
+
+    To seed it with the seed that it had begins its numbers anew, if any have been drawn.
+    """
+    if now[0] != before[0]:
+        return True
+    return now[1] not in (before[1], known) and not _drawn_from((before[1], known), now[1])
 
 
 def _numpy_words(state: np.random.RandomState) -> bytes:

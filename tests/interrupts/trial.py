@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import random
@@ -152,6 +153,21 @@ def keys() -> Any:
     return torch.get_rng_state().numpy().tobytes(), numpy_state, random.getstate()
 
 
+def of_signals() -> Any:
+    """Return what handles signals here, which are masked, and whether others can write to a log."""
+    free = []
+
+    def look() -> None:
+        logging.getLogger("headrace.tests")  # takes the lock that every fork takes
+        free.append(True)
+
+    other = threading.Thread(target=look, daemon=True)
+    other.start()
+    other.join(5)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    return handlers, signal.pthread_sigmask(signal.SIG_BLOCK, ()), bool(free)
+
+
 def what_there_is() -> tuple[int, int, list[str]]:
     """Return the descriptors, children and threads of this process."""
     gc.collect()
@@ -175,6 +191,7 @@ def run(way: Way, want: list[Any], under: Callable[[Any], Any], *, go_on: bool) 
     """Run one trial; ``under`` runs its first epoch and interrupts it. Return the faults."""
     before = what_there_is()
     KEYS[0] = keys()
+    signals = of_signals()
     swallowed: list[Any] = []
     hook, sys.unraisablehook = sys.unraisablehook, lambda u: swallowed.append(type(u.exc_value))
     faults: list[str] = []
@@ -193,6 +210,8 @@ def run(way: Way, want: list[Any], under: Callable[[Any], Any], *, go_on: bool) 
         if trial.loader._iterator is not None:
             trial.loader._iterator._shutdown_workers()
         del trial
+    if of_signals() != signals:
+        faults.append("signals, or the lock of logs, are not as they were")
     after = what_there_is()
     if after[0] > before[0]:
         faults.append(f"{after[0] - before[0]} descriptors left")

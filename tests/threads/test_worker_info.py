@@ -85,9 +85,21 @@ def test_a_worker_init_fn_that_seeds_what_all_share_is_told_so():
         np.random.rand(700)
 
     options = {"num_workers": 2, "backend": "thread"}
+    np.random.rand()  # whoever seeded it to the same before: its numbers begin anew
     with pytest.warns(UserWarning, match="seeded NumPy in threads, which share that"):
         list(DataLoader(WhoAmI(), worker_init_fn=recipe, **options))
     list(DataLoader(WhoAmI(), worker_init_fn=draws, **options))
+
+
+@pytest.mark.parametrize("drawn", [1, 700, 5000])
+def test_a_worker_init_fn_that_seeds_to_what_the_program_did_is_told_so(drawn):
+    options = {"num_workers": 2, "backend": "thread"}
+    torch.manual_seed(42)
+    torch.rand(drawn)
+    with pytest.warns(UserWarning, match="seeded torch in threads, which share that"):
+        list(DataLoader(WhoAmI(), worker_init_fn=lambda _: torch.manual_seed(42), **options))
+    torch.rand(drawn)
+    list(DataLoader(WhoAmI(), worker_init_fn=lambda _: torch.rand(drawn), **options))
 
 
 def test_more_threads_than_cores_are_no_reason_to_warn():

@@ -155,7 +155,8 @@ class Receiver:
                 os.close(descriptor)
 
     def __del__(self) -> None:
-        self._close_unclaimed()
+        if hasattr(self, "_got"):  # or it was interrupted before it had begun
+            self._close_unclaimed()
 
 
 def _numbers(ancillary: Any) -> list[int]:

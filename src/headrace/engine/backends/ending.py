@@ -6,13 +6,13 @@ import atexit
 import contextlib
 import os
 import select
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
 
+from headrace.engine.backends.signals import end_in_child, signals_later
 from headrace.engine.forks import Alive
 
 GRACE_S = 0.4
@@ -78,37 +78,12 @@ def forking(method: str) -> Iterator[None]:
     One at a time: a library that watches over forks (filelock 4) refuses two at once.
     """
     thread = threading.get_ident()
-    with _one_fork, _ctrl_c_later(method):
-        _our_forks.add(thread)
+    with _one_fork, signals_later(method):
         try:
+            _our_forks.add(thread)
             yield
         finally:
             _our_forks.discard(thread)
-
-
-@contextlib.contextmanager
-def _ctrl_c_later(method: str) -> Iterator[None]:
-    """Let Ctrl-C wait until a worker is on the list, or it would be left.
-
-    Python also forgets an exception that comes while it runs what was registered for a fork.
-    """
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    came: list[int] = []  # for other threads may take the signal that this one has masked
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    # The mask is for "spawn": its child would show a traceback if it is interrupted in an import.
-    # The server of "forkserver" would inherit it, and it serves others too.
-    held = set() if method == "forkserver" else {signal.SIGINT}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _after_fork_in_child() -> None:
@@ -117,6 +92,7 @@ def _after_fork_in_child() -> None:
     _one_fork = threading.Lock()  # its owner, in the parent, will not release this one
     ours = threading.get_ident() in _our_forks
     _our_forks.clear()
+    end_in_child()
     if not ours:
         for backend in backends:
             backend.abandon()

@@ -193,7 +193,10 @@ class ThreadBackend(Backend):
         return []
 
     def kill(self) -> None:
-        """A thread cannot be killed."""
+        """Tell them again, in case whoever told them was interrupted; a thread cannot be killed."""
+        self._deadline = self._deadline or time.monotonic() + GRACE_S
+        for asked in self._asked:
+            asked.put(_Stop())
 
     def reap(self) -> None:
         """Wait for the threads; one that is stuck is left behind, and named."""
