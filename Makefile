@@ -13,6 +13,7 @@ OLDEST := .venv-oldest
 LIBRARIES := .venv-libraries
 OLDEST_TORCH := 2.10
 OLDEST_NUMPY := 1.26
+OLDEST_PYARROW := 21
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
@@ -92,9 +93,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/uv
 	@touch $@ $(VENV)/.installed-demo
 
 $(OLDEST)/.installed: pyproject.toml | $(OLDEST)/bin/uv
-	@echo "headrace: installing torch $(OLDEST_TORCH), NumPy $(OLDEST_NUMPY) and the test tools into $(OLDEST) ..."
+	@echo "headrace: installing torch $(OLDEST_TORCH), NumPy $(OLDEST_NUMPY)," \
+		"pyarrow $(OLDEST_PYARROW) and the test tools into $(OLDEST) ..."
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--editable '.[demo,bench]' --group test 'torch==$(OLDEST_TORCH).*' 'numpy==$(OLDEST_NUMPY).*'
+		--editable '.[demo,bench]' --group test \
+		'torch==$(OLDEST_TORCH).*' 'numpy==$(OLDEST_NUMPY).*' 'pyarrow==$(OLDEST_PYARROW).*'
 	@touch $@
 
 $(LIBRARIES)/.installed: pyproject.toml | $(LIBRARIES)/bin/uv
