@@ -39,6 +39,7 @@ class Lending(RuleBasedStateMachine):
         data, buffers, kept = cargo.pack(batch, self.pool)
         for key, size, descriptor in self.pool.unsent:
             self.imports.add(key, size, descriptor)
+            os.close(descriptor)
         self.pool.unsent.clear()
         arrived = cargo.unpack((data, buffers), self.imports)
         self.imports.forget(self.pool.forgotten)
@@ -136,6 +137,7 @@ class Pair:
         mine = self.pool.lend(size)
         for key, size_bytes, descriptor in self.pool.unsent:
             self.imports.add(key, size_bytes, descriptor)
+            os.close(descriptor)
         self.pool.unsent.clear()
         memory = self.pool.find(mine.ctypes.data)
         assert memory is not None

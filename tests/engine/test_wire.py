@@ -1,6 +1,7 @@
 """Batches that cross: whatever they are made of, they arrive as they left."""
 
 import collections
+import contextlib
 import dataclasses
 import gc
 import io
@@ -23,6 +24,7 @@ from headrace import DataLoader
 from headrace.engine import cargo, wire
 from headrace.engine.shared import LEASE_BYTES, Home, Imports, WorkerPool
 from headrace.tree import leaves
+from interrupts.injector import Injector, describe
 from oracle import as_bytes, assert_same
 
 tv_tensors = pytest.importorskip("torchvision.tv_tensors")
@@ -55,6 +57,7 @@ class Way:
             some, self.pool.unsent[:64] = self.pool.unsent[:64], []
             for key, size, descriptor in some:
                 self.imports.add(key, size, descriptor)
+                os.close(descriptor)
 
     def bring_home(self) -> int:
         """Tell the worker's side what the user has let go of; return how many that were."""
@@ -496,10 +499,9 @@ class TestMessages:
         os.write(write_end, b"!")
         for size in (10, 1_000_000):
             wire.send(way.near, bytes(size), [read_end])
-            message, (descriptor,) = way.receive()
+            message, (file,) = way.receive()
             assert message == bytes(size)
-            assert os.fstat(descriptor).st_ino == os.fstat(read_end).st_ino
-            os.close(descriptor)
+            assert os.fstat(file.fileno()).st_ino == os.fstat(read_end).st_ino
         os.close(read_end)
         os.close(write_end)
 
@@ -528,6 +530,30 @@ class TestMessages:
             wire.send(way.near, bytes(100_000), [])
             way.receive()
         assert len(os.listdir("/proc/self/fd")) == before
+
+    @pytest.mark.parametrize("size", [10, 100_000])
+    def test_leave_no_descriptor_behind_wherever_an_interruption_comes(
+        self, way: Way, size: int
+    ) -> None:
+        def interrupted(at: tuple[str, int, int] | None) -> Injector:
+            wire.send(way.near, bytes(size), [0, 1, 2])
+            injector = Injector(at, each_instruction=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                injector.run(way.receive)
+            with contextlib.suppress(BlockingIOError):
+                way.receive(wire.socket.MSG_DONTWAIT)  # what came is dropped now, if not before
+            return injector
+
+        before = sorted(os.listdir("/proc/self/fd"))
+        places = [
+            (*place, time)
+            for place, times in interrupted(None).reached.items()
+            for time in range(1, times + 1)
+        ]
+        assert len(places) > 50
+        for place in places:
+            assert interrupted(place).raised
+            assert sorted(os.listdir("/proc/self/fd")) == before, describe(place)
 
 
 def test_a_batch_larger_than_the_files_it_may_open() -> None:

@@ -180,11 +180,8 @@ class Imports:
             memory.pool = weakref.ref(self)
 
     def add(self, key: int, size_bytes: int, descriptor: int) -> None:
-        """Map a buffer that the worker has made, and close its descriptor."""
-        try:
-            memory = map_shared(descriptor, size_bytes)
-        finally:
-            os.close(descriptor)
+        """Map a buffer that the worker has made."""
+        memory = map_shared(descriptor, size_bytes)
         memory.key = key
         memory.pool = weakref.ref(self)
         self._memories[key] = memory

@@ -47,15 +47,13 @@ _open_ends: Alive[socket.socket] = Alive()
 class End(socket.socket):
     """A socket that closes without a warning: the cycle collector finalizes it before its owner."""
 
-    def __del__(self) -> None:
-        self.close()
+    __del__ = socket.SocketType.close  # not of Python's: no interruption comes within
 
 
 class File(io.FileIO):
     """Owns a descriptor, and closes it without a warning when it dies: also when interrupted."""
 
-    def __del__(self) -> None:
-        self.close()
+    __del__ = io.FileIO.close
 
 
 def opened(call: Callable[..., int], *arguments: Any) -> File:
@@ -119,16 +117,17 @@ class Receiver:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._buffer = bytearray(MESSAGE_BYTES + 64)
-        self._got: deque[Any] = deque()  # what has arrived, until somebody has its descriptors
+        self._got: deque[Any] = deque()  # what has arrived, until its descriptors have owners
+        self._files: list[File] = []
 
-    def __call__(self, flags: int = 0) -> tuple[Any, list[int]]:
-        """Return the next message and its descriptors.
+    def __call__(self, flags: int = 0) -> tuple[Any, list[File]]:
+        """Return the next message, and the owners of its descriptors.
 
         Raises:
             EOFError: the other side is gone.
             BlockingIOError: with ``MSG_DONTWAIT``, when there is none.
         """
-        self._close_unclaimed()
+        self._drop()
         space = socket.CMSG_SPACE(4 * (_DESCRIPTORS + 1))
         arguments = [self._buffer], space, flags | socket.MSG_CMSG_CLOEXEC
         # To receive and to keep is one step: an interruption comes between bytecodes.
@@ -136,27 +135,28 @@ class Receiver:
         size = self._got[0][0]
         if size == 0:
             raise EOFError("the other side of a worker's socket is closed")
-        descriptors = _numbers(self._got[0][1])
-        in_file = size == len(_IN_FILE) and self._buffer.startswith(_IN_FILE)
-        if in_file:
-            with open(descriptors[0], "rb", closefd=False) as stream:
-                stream.seek(0)
-                message = pickle.load(stream)
-        else:
-            message = pickle.loads(memoryview(self._buffer)[:size])
+        numbers = _numbers(self._got[0][1])
+        self._files[:] = map(File, numbers)  # one step too
         self._got.clear()
-        if in_file:
-            os.close(descriptors.pop(0))
-        return message, descriptors
+        files, self._files = self._files, []
+        if size != len(_IN_FILE) or not self._buffer.startswith(_IN_FILE):
+            return pickle.loads(memoryview(self._buffer)[:size]), files
+        file = files.pop(0)
+        with open(file.fileno(), "rb", closefd=False) as stream:
+            stream.seek(0)
+            return pickle.load(stream), files
 
-    def _close_unclaimed(self) -> None:
-        while self._got:
-            for descriptor in _numbers(self._got.pop()[1]):
+    def _drop(self) -> None:
+        """Close the descriptors of a message whose reading was interrupted."""
+        if not self._files:
+            for descriptor in (number for got in self._got for number in _numbers(got[1])):
                 os.close(descriptor)
+        self._got.clear()  # before their owners go, or they would be closed twice
+        self._files.clear()
 
     def __del__(self) -> None:
         if hasattr(self, "_got"):  # or it was interrupted before it had begun
-            self._close_unclaimed()
+            self._drop()
 
 
 def _numbers(ancillary: Any) -> list[int]:

@@ -131,12 +131,6 @@ def _unpicklable(setup: Setup) -> tuple[str, Any]:
     return "an argument", None
 
 
-def close(descriptors: list[int]) -> None:
-    """Close received descriptors that nobody wants."""
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def is_of_files(error: OSError) -> bool:
     """Say whether an error means that descriptors have run out."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS)

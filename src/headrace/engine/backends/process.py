@@ -24,7 +24,7 @@ from typing import Any
 
 from headrace.engine import wire
 from headrace.engine.backends.base import Backend, Died, Finished
-from headrace.engine.backends.crew import Worker, close, explain_start, is_of_files, too_many_files
+from headrace.engine.backends.crew import Worker, explain_start, is_of_files, too_many_files
 from headrace.engine.backends.ending import backends, check_open, end_together, forking
 from headrace.engine.backends.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.backends.spare import Spare
@@ -275,14 +275,14 @@ class ProcessBackend(Backend):
     def _read(self, worker: Worker) -> bool:
         """Read one message; say whether there was one."""
         try:
-            message, descriptors = worker.receive(socket.MSG_DONTWAIT)
+            message, files = worker.receive(socket.MSG_DONTWAIT)
         except (BlockingIOError, EOFError, ConnectionResetError):
             return False
         kind = message[0]
         if worker.lost:
-            close(descriptors)
-        elif kind == wire.BUFFERS:
-            self._import(worker, message[1], descriptors)
+            return True
+        if kind == wire.BUFFERS:
+            self._import(worker, message[1], files)
         elif kind == wire.NOTICE:
             self.waiting = True  # it may raise, and is all there was to the message
             warn_user(message[1])
@@ -300,19 +300,15 @@ class ProcessBackend(Backend):
                 self._events.append(Finished(worker.setup.worker, result))
         return True
 
-    def _import(self, worker: Worker, made: list[tuple[int, int]], descriptors: list[int]) -> None:
-        if len(descriptors) < len(made):  # the kernel had no numbers for the others here
-            close(descriptors)
+    def _import(self, worker: Worker, made: list[tuple[int, int]], files: list[wire.File]) -> None:
+        if len(files) < len(made):  # the kernel had no numbers for the others here
             worker.lost = True  # all that it has made is made again by another
             worker.kill()
             self.waiting = True
             raise too_many_files("for the memory of a batch")
-        try:
-            for key, size in made:
-                worker.imports.add(key, size, descriptors.pop(0))
-        except BaseException:
-            close(descriptors)
-            raise
+        for (key, size), file in zip(made, files, strict=True):
+            worker.imports.add(key, size, file.fileno())
+            file.close()
 
     def _bury(self, worker: Worker) -> None:
         """Read what a dead worker still said, reap it, and report its death."""

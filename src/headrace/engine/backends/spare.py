@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from headrace.engine import wire
@@ -30,12 +30,13 @@ _ANSWER_S = 0.3  # it runs no user code: one that takes longer is stopped, or go
 class Adopted:
     """A worker that the spare has forked, with what people use of a ``multiprocessing.Process``."""
 
-    def __init__(self, spare: Spare, worker: int, pid: int, sentinel: int) -> None:
+    def __init__(self, spare: Spare, worker: int, pid: int, pidfd: wire.File) -> None:
         self._spare = spare
         self.name = f"headrace-worker-{worker}"
         self.pid = pid
         self.daemon = True
-        self.sentinel = sentinel
+        self._pidfd = pidfd
+        self.sentinel = pidfd.fileno()
         self._exit_code: int | None = None
 
     @property
@@ -70,12 +71,6 @@ class Adopted:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.sentinel, number)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        try:  # noqa: SIM105 - at the interpreter's end modules may be gone
-            close(self.sentinel)
-        except OSError:
-            pass
-
 
 class Spare:
     """The user's end of the spare process."""
@@ -99,13 +94,13 @@ class Spare:
         seeds = (setup.worker, setup.epoch_seed, setup.dataset_state)
         try:
             self._send((_FORK, *seeds), [its.fileno(), stack_file])
-            pid, sentinel = self._wait_for(_STARTED, None)
+            pid, files = self._wait_for(_STARTED, None)
         except (OSError, EOFError) as error:
             raise WorkerStartError(
                 f"worker {setup.worker} died, and the process that would have forked another one "
                 f"is gone too ({error}). Was everything killed by name? Call iter(loader) again."
             ) from error
-        return Adopted(self, setup.worker, pid, sentinel)
+        return Adopted(self, setup.worker, pid, files[0])
 
     def _send(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         # Never blocks, nor is it the end of a program that gave SIGPIPE its default meaning back.
@@ -118,20 +113,18 @@ class Spare:
         except (OSError, EOFError):
             return None
 
-    def _wait_for(self, kind: str, pid: int | None) -> tuple[int, int]:
+    def _wait_for(self, kind: str, pid: int | None) -> tuple[int, list[wire.File]]:
         while True:
             if kind == _EXITED and pid in self._exit_codes:
-                return self._exit_codes.pop(pid), -1
+                return self._exit_codes.pop(pid), []
             if self._silent or not _wait([self._mine.fileno()], _ANSWER_S):
                 self._silent = True
                 raise TimeoutError("it does not answer")
-            message, descriptors = self._receive()
+            message, files = self._receive()
             if message[0] == _EXITED:
                 self._exit_codes[message[1]] = message[2]
-            elif kind == _STARTED:
-                return int(message[1]), descriptors[0]
-            else:
-                os.close(descriptors[0])  # of a worker that was asked for and given up
+            elif kind == _STARTED:  # else of a worker that was asked for and given up
+                return int(message[1]), files
 
     def stop(self) -> None:
         """Tell the spare to leave."""
@@ -189,7 +182,7 @@ def _serve(end: socket.socket, user: int, setups: list[Setup]) -> None:
             os._exit(1)  # the kernel kills the children
         if end.fileno() not in ready:
             continue
-        message, descriptors = receive()
+        message, files = receive()
         if message[0] == _STOP:
             for pidfd in children:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -203,19 +196,18 @@ def _serve(end: socket.socket, user: int, setups: list[Setup]) -> None:
             setup = setups[message[1]]
             setup.epoch_seed, setup.dataset_state = message[2:]
             setup.user_pid, setup.kernel_watches = spare_pid, True  # it leaves with the user
-            _become_worker(setup, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+            _become_worker(setup, files)
+        files.clear()
         pidfd = os.pidfd_open(pid)
         children[pidfd] = pid
         wire.send(end, (_STARTED, pid), [pidfd])  # a number may be another's by the time it is read
 
 
-def _become_worker(setup: Setup, descriptors: list[int]) -> None:
+def _become_worker(setup: Setup, files: list[wire.File]) -> None:
     code = 1
     try:
-        setup.stack_file = wire.Descriptor(descriptors[1])
-        worker_main(socket.socket(fileno=descriptors[0]), setup)
+        setup.stack_file = wire.Descriptor(files[1].fileno())
+        worker_main(socket.socket(fileno=os.dup(files[0].fileno())), setup)
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
