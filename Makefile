@@ -33,8 +33,9 @@ help:  ## list the targets
 demo: $(VENV)/.installed-demo  ## train a small network on real handwritten digits
 	@$(BIN)/headrace demo $(ARGS)
 
+# Threads of torch that wait would spin otherwise, on cores that other tests could use.
 test: $(VENV)/.installed-dev  ## the tests (without those marked "stress")
-	@$(BIN)/python -m pytest -n 3 --dist worksteal --durations 10 $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3 --dist worksteal --durations 10 $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -138,6 +139,7 @@ LOADERS = {
     "columns": lambda: loaders.make("columns", 30, "shuffled", 4),
     "batch sampler": lambda: loaders.make("columns", 30, "batch sampler", 4),
     "stateful stream": lambda: DataLoader(StatefulStream(30), batch_size=4),
+    "stateful sampler": lambda: make(shuffle=None, sampler=loaders.Stateful(30)),
 }
 STATES = {
     name: [state_of(loader(), 0), state_of(loader(), 2), loader().state_dict()]
@@ -185,6 +187,110 @@ def test_streams_that_were_tampered_with_never_crash(data):
     except StateError:
         return
     assert stream["batches"] == 2
+
+
+ENDED = make()
+list(ENDED)
+MOMENTS = {
+    "running": state_of(make()),
+    "with seeds": state_of(make(seed=1)),
+    "of a rank": state_of(make(shard=(0, 2), batch_size=2, seed=1)),
+    "finished": json.loads(json.dumps(ENDED.state_dict())),
+    "fresh": make().state_dict(),
+}
+OF_MOMENTS = {
+    "with seeds": {"seed": 1},
+    "of a rank": {"shard": (0, 2), "batch_size": 2, "seed": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("moment", "changes"),
+    [
+        ("running", {"epoch": 1}),
+        ("running", {"begun": False}),
+        ("running", {"steps": 3}),
+        ("running", {"samples": 4}),
+        ("running", {"samples": None}),
+        ("running", {"order_seed": 5}),
+        ("running", {"next_worker": 1}),
+        ("running", {"ahead": [1]}),
+        ("running", {"ahead": [9]}),
+        ("running", {"status": "finished"}),
+        ("running", {"status": "fresh"}),
+        ("running", {"streams": [{"batches": 2, "dataset": None}]}),
+        ("with seeds", {"base_seed": 5}),
+        ("with seeds", {"order_seed": 5}),
+        ("with seeds", {"round": 1}),
+        ("with seeds", {"seeded_by": "generator"}),
+        ("of a rank", {"order_seed": None}),
+        ("finished", {"epoch": 3}),
+        ("finished", {"base_seed": None}),
+        ("finished", {"steps": 8, "samples": 30}),
+        ("finished", {"status": "running"}),
+        ("finished", {"status": "fresh"}),
+        ("fresh", {"base_seed": 7}),
+        ("fresh", {"round": 1}),
+        ("fresh", {"steps": 1}),
+        ("fresh", {"status": "running"}),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused_under_a_right_checksum(moment, changes):
+    state = seal({**copy.deepcopy(MOMENTS[moment]), **changes})
+    loader = make(**OF_MOMENTS.get(moment, {}))
+    with pytest.raises(StateError):
+        loader.load_state_dict(state)
+    loader.load_state_dict(MOMENTS[moment])
+
+
+class Counts(Stream):
+    """Says where it stands in values that JSON does not know."""
+
+    KINDS = {
+        "tensor": torch.tensor,
+        "array": np.array,
+        "number": np.int64,
+        "bytes": lambda at: bytes([at]),
+    }
+
+    def __init__(self, n, kind):
+        super().__init__(n)
+        self.kind = kind
+        self.at = 0
+
+    def __iter__(self):
+        while self.at < 30:
+            self.at += 1
+            yield self.at - 1
+        self.at = 0
+
+    def state_dict(self):
+        return {"at": self.KINDS[self.kind](self.at)}
+
+    def load_state_dict(self, state):
+        self.at = int(state["at"][0] if self.kind == "bytes" else state["at"])
+
+
+@pytest.mark.parametrize("kind", Counts.KINDS)
+def test_what_a_dataset_said_in_tensors_or_bytes_is_under_the_checksum_too(kind):
+    loader = DataLoader(Counts(30, kind), batch_size=4)
+    next(iter(loader))
+    state = loader.state_dict()
+    again = DataLoader(Counts(30, kind), batch_size=4)
+    again.load_state_dict(copy.deepcopy(state))
+    assert next(iter(again)).tolist() == [4, 5, 6, 7]
+    state["streams"][0]["dataset"]["dataset"]["at"] = Counts.KINDS[kind](9)
+    with pytest.raises(StateError, match="checksum"):
+        again.load_state_dict(state)
+
+
+def test_what_a_sampler_said_is_under_the_checksum_too():
+    state = STATES["stateful sampler"][1]
+    LOADERS["stateful sampler"]().load_state_dict(state)
+    changed = {**state, "sampler_state": {**state["sampler_state"], "position": 3}}
+    assert changed != state
+    with pytest.raises(StateError, match="checksum"):
+        LOADERS["stateful sampler"]().load_state_dict(changed)
 
 
 @pytest.mark.parametrize(("version", "why"), [(1, "order was a function"), (2, "random numbers")])

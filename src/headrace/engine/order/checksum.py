@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+import torch
+
 _FIELD = "checksum"
 
 
@@ -29,4 +32,18 @@ def _canonical(value: Any) -> Any:
         return sorted(pairs, key=lambda pair: pair[0])
     if isinstance(value, (list, tuple)):
         return [_canonical(inner) for inner in value]
-    return type(value).__name__  # a tensor of a dataset's own state, say: it went through no JSON
+    return _named(value)  # of a dataset's own state, or a sampler's: it went through no JSON
+
+
+def _named(value: Any) -> list[str]:
+    """Return what tells a value that JSON does not know from others of its type, where it can."""
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        value = value.detach().cpu().contiguous()
+        kind, raw = f"{value.dtype} {tuple(value.shape)}", value.reshape(-1).view(torch.uint8)
+        return [kind, blake2b(raw.numpy().tobytes(), digest_size=8).hexdigest()]
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        kind, value = f"{value.dtype} {value.shape}", value.tobytes()
+    else:
+        kind = type(value).__name__
+    known = isinstance(value, (bytes, bytearray))
+    return [kind, blake2b(value, digest_size=8).hexdigest() if known else ""]

@@ -12,7 +12,16 @@ from headrace.engine.order.checksum import checksum
 from headrace.engine.order.facts import compare_facts, facts_of
 from headrace.engine.order.packing import decode, is_others
 from headrace.engine.order.ranks import seeds_of
-from headrace.engine.order.state import FIELDS, FINISHED, FRESH, KEY, RUNNING, VERSION, Shape
+from headrace.engine.order.state import (
+    FIELDS,
+    FINISHED,
+    FRESH,
+    KEY,
+    RUNNING,
+    SEALED,
+    VERSION,
+    Shape,
+)
 from headrace.engine.order.streams import check_count, unreadable
 from headrace.errors import StateError
 from headrace.sampling.ranks import rank_batch_size
@@ -55,12 +64,11 @@ def check(
         value = state[name]
         if type(value) not in kinds or (type(value) is int and not 0 <= value < _LIMIT):
             raise _damaged(f"{name!r} is {value!r}")
-    if state["checksum"] != checksum(state, (KEY, *FIELDS)):
+    if state["checksum"] != checksum(state, SEALED):
         raise _damaged("its checksum does not fit")
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")
-    if state["status"] != FRESH and state["base_seed"] is None:
-        raise _damaged("'base_seed' is None")
+    _check_counts(state)
     _check_generators(state["generators"], generators)
     _check_others(state)
     kept = None
@@ -69,6 +77,38 @@ def check(
     else:
         _check_between_epochs(state, shape)
     return copy.deepcopy(state), kept
+
+
+# What a state holds between epochs, whatever came before.
+_AT_AN_END = {
+    "steps": 0,
+    "samples": 0,
+    "ahead": [],
+    "drawn": 0,
+    "begun": False,
+    "next_worker": 0,
+    "order_seed": None,
+    "generators_at_start": None,
+    "yielded": None,
+    "others_at_start": None,
+    "others": None,
+}
+_AT_THE_BEGINNING = {**_AT_AN_END, "base_seed": None, "epoch": 0, "round": 0}
+
+
+def _check_counts(state: dict[str, Any]) -> None:
+    """Refuse numbers that no epoch has side by side, also where a checksum was made for them."""
+    status, steps = state["status"], state["steps"]
+    wanted = {FRESH: _AT_THE_BEGINNING, FINISHED: _AT_AN_END, RUNNING: {}}[status]
+    for name, value in wanted.items():
+        if state[name] != value:
+            raise _damaged(f"{name!r} is {state[name]!r} where 'status' is {status!r}")
+    if status != FRESH and state["base_seed"] is None:
+        raise _damaged("'base_seed' is None")
+    if state["epoch"] > state["round"]:
+        raise _damaged(f"it is in epoch {state['epoch']} of {state['round'] + 1}, counted from 0")
+    if steps and state["streams"] is None and not state["begun"]:
+        raise _damaged(f"{steps} steps were handed out of an order that has not begun")
 
 
 def _check_between_epochs(state: dict[str, Any], shape: Shape) -> None:
@@ -108,8 +148,11 @@ def _check_running(
 
 
 def _check_seeds(state: dict[str, Any], shape: Shape) -> None:
-    """Refuse seeds that do not follow from the loader's ``seed=``."""
+    """Refuse seeds that do not follow from the loader's ``seed=``, or that nothing draws."""
     if shape.seed is None:
+        drawn = state["order_seed"] is not None
+        if drawn != (shape.shard is not None):
+            raise _damaged(f"'order_seed' is {state['order_seed']!r}")
         return
     seeds = [state["base_seed"], state["order_seed"]]
     if seeds != seeds_of(shape.seed, state["round"]):

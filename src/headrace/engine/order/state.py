@@ -58,6 +58,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "streams": (list, _NOTHING),
     "next_worker": (int,),
 }
+SAMPLER_STATE = "sampler_state"  # what a sampler that knows its place said: only where it did
+SEALED = (KEY, *FIELDS, SAMPLER_STATE)
 
 
 @dataclass
@@ -210,13 +212,13 @@ def describe(
     if all_given:  # a sampler may draw at its end
         state["generators"] = [encode(generator.get_state()) for generator in generators]
     if sampler_state is not None:
-        state["sampler_state"] = copy.deepcopy(sampler_state)
+        state[SAMPLER_STATE] = copy.deepcopy(sampler_state)
     return seal(state)
 
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:
     """Put the checksum of its fields into a state."""
-    state["checksum"] = checksum(state, (KEY, *FIELDS))
+    state["checksum"] = checksum(state, SEALED)
     return state
 
 
