@@ -1,22 +1,17 @@
-"""Files that sources read and the files that they keep: stamps, a cache, writing all or nothing."""
+"""Files that sources read and the files that they keep: stamps, and a cache."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Self, TypeAlias
+from typing import IO, Any, Self, TypeAlias
 
 from headrace.errors import SourceChangedError
-from headrace.written import told
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_ABANDONED_S = 60.0
 _PIECE_BYTES = 1 << 20
 
 
@@ -80,48 +75,3 @@ def cache_path(source: PathLike, suffix: str, directory: PathLike | None = None)
     key = blake2b(os.fsencode(place), digest_size=8).hexdigest()
     name = os.path.basename(place)
     return Path(directory) / f"{name[:100]}-{key}.{suffix}"
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write; it takes the place of ``path`` at the end, or leaves no trace.
-
-    Any number of processes may write the same file, and any of them may be killed: the last one
-    to finish wins, readers see one whole file or another, and what a killed one left behind is
-    removed by the next one to write.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-    try:
-        with told(path, "it was not written, and nothing is left behind"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path)
-            with open(part, "xb") as file:
-                _lock(file)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
-                os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove the parts of writers that were killed: nobody holds their lock any more."""
-    for part in path.parent.glob(f"{path.name}.*.part"):
-        with contextlib.suppress(OSError), open(part, "rb") as file:
-            # A moment lies between a writer's open and its lock.
-            if time.time() - os.stat(part).st_mtime > _ABANDONED_S and _lock(file):
-                part.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows refuses to remove what is open
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from headrace.data.files import written_whole
 from headrace.rng import ProcessGenerators
 from headrace.sampling.planned import Indices
+from headrace.written import written_whole
 
 PROGRESS_EVERY_S = 0.2
 QUIET_S = 1.0  # what takes less shows nothing

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headrace.extras import import_extra
+from headrace.written import save_figure
 
 if TYPE_CHECKING:
     import os
@@ -50,7 +52,7 @@ def draw(steps: Rows, epochs: Rows, path: str | os.PathLike[str]) -> None:
         if not step_values and not groups:
             axes[0].text(0.5, 0.5, "no values yet", ha="center", color=_MUTED)
             axes[0].set_axis_off()
-        figure.savefig(path, dpi=150)
+        save_figure(figure, Path(path), dpi=150)
 
 
 def panels_of(epochs: Rows) -> dict[str, list[str]]:

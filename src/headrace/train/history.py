@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrace.data.files import written_whole
 from headrace.errors import OptionError
 from headrace.extras import data_frame
 from headrace.train.curves import draw
+from headrace.written import written_whole
 
 if TYPE_CHECKING:
     import os

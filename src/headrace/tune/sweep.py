@@ -27,6 +27,7 @@ from headrace.train.randomness import random_states, set_random_states
 from headrace.train.step import train_epoch, train_step
 from headrace.tune.memory import PeakMemory
 from headrace.tune.table import as_text, mebibytes, number, show
+from headrace.written import save_figure
 
 Accuracy = Callable[[Any, Any], "float | Tensor"]
 
@@ -100,7 +101,7 @@ class SweepReport:
         values = accuracies if known else [row.val_loss for row in self.rows]
         _draw(quality, sizes, values, f"{'accuracy' if known else 'val_loss'} {after}", self.best)
         speed.set_ylim(bottom=0)
-        figure.savefig(path, dpi=150)
+        save_figure(figure, Path(path), dpi=150)
         return Path(path)
 
     def _table(self) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from headrace.written import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -46,7 +48,7 @@ def draw_batch(images: Tensor, labels: Tensor, path: Path) -> None:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color="#d9dde3", linewidth=0.8)
             axes.set_title(str(label), fontsize=12, weight="bold", color=_WATER, pad=3)
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path, dpi=150)
 
 
 def draw_curves(history: "History", path: Path) -> None:
@@ -56,7 +58,7 @@ def draw_curves(history: "History", path: Path) -> None:
         loss, accuracy = figure.subplots(1, 2)
         _draw_losses(loss, history)
         _draw_accuracy(accuracy, history)
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path, dpi=150)
 
 
 def _draw_losses(axes: "Axes", history: "History") -> None:

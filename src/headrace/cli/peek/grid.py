@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from headrace.written import save_figure
+
 _MOST_SHOWN = 64
 _COLUMNS = 8
 _LABEL_CHARACTERS = 15
@@ -31,7 +33,7 @@ def draw_grid(images: Sequence[tuple[Any, str]], path: Path) -> None:
                 label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
             )
             axes.set_title(short, fontsize=9, pad=3)
-        figure.savefig(path, dpi=150, facecolor="white")
+        save_figure(figure, path, dpi=150, facecolor="white")
 
 
 def _in_range(image: Any) -> Any:

@@ -20,13 +20,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from headrace.data.files import PathLike, Stamp, cache_path, written_whole
+from headrace.data.files import PathLike, Stamp, cache_path
 from headrace.data.shards.headers import Fault, Members, Read, members_of
 from headrace.data.shards.places import Place
 from headrace.data.stores.remote import Stores
 from headrace.errors import SourceError
 from headrace.machine import is_out_of_files
 from headrace.notices import warn_user
+from headrace.written import written_whole
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from headrace.data.files import PathLike, written_whole
+from headrace.data.files import PathLike
 from headrace.data.images.walk import Found, Walk
 from headrace.data.progress import Progress
 from headrace.data.shards.encode import File, files_of
@@ -24,6 +24,7 @@ from headrace.data.stores.remote import Stores
 from headrace.errors import OptionError, SourceError
 from headrace.locks import take
 from headrace.machine import available_cores
+from headrace.written import written_whole
 
 SHARD_BYTES = 256 << 20
 

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from headrace.data.files import PathLike, Stamp, cache_path, written_whole
+from headrace.data.files import PathLike, Stamp, cache_path
 from headrace.data.progress import Progress
 from headrace.data.text.reading import SPACES
+from headrace.written import written_whole
 
 Starts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
