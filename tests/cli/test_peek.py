@@ -302,7 +302,11 @@ WRONG = [
     (["x.npy", "--batch-size", "x"], 2, "headrace peek: --batch-size must be a whole number"),
     (["x.npy", "--out", "grid.png"], 2, "headrace peek: there are no images in the samples"),
     (["x.npy", "--out", "grid.jpg"], 2, "headrace peek: --out grid.jpg must be the name of"),
-    (["mine:Pictures", "--out", "bad.npz/grid.png"], 1, "headrace peek: --out bad.npz/grid.png cannot be"),
+    (
+        ["mine:Pictures", "--out", "bad.npz/grid.png"],
+        1,
+        "headrace peek: --out bad.npz/grid.png cannot be",
+    ),
     (["mine:fails"], 1, "headrace peek: mine:fails() raised KeyError: 'no'"),
     (["mine:Broken"], 1, "headrace peek: OSError: disk on fire (headrace: while fetching"),
     (["blank.jsonl.gz"], 1, "headrace peek: blank.jsonl.gz has no samples"),

@@ -39,9 +39,10 @@ class Injector:
 
     def _may_raise(self, file: str, line: int) -> bool:
         # There no interruption is ever taken up: between the last record and the return (it would
-        # be one in the user's own line), and between the body of a `with` and its end.
+        # be one in the user's own line), between the body of a `with` and its end, and at a `try`,
+        # which is an instruction that does nothing.
         text = linecache.getline(file, line).strip()
-        return text != "return batch" and not text.startswith("with ")
+        return text not in ("return batch", "try:") and not text.startswith("with ")
 
     def _is_ours(self, file: str) -> bool:
         if file not in self._known:
