@@ -197,6 +197,41 @@ def test_an_epoch_set_after_loading_is_set_back_aloud():
     assert got == rest
 
 
+def epochs(loader, numbers):
+    """Return the batches of epochs, of which somebody counts the numbers."""
+    seen = []
+    for number in numbers:
+        loader.sampler.set_epoch(number)
+        seen.append([plain(batch) for batch in loader])
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("status", ["running", "finished"])
+@pytest.mark.parametrize("count", ["of its own", "put right", "right"])
+def test_a_count_that_begins_anew_behind_a_state_goes_on_from_there(workers, status, count):
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    whole = epochs(make(distributed(), **options), range(6))
+    loader = make(distributed(), **options)
+    if status == "running":
+        epochs(loader, [0, 1])
+        loader.sampler.set_epoch(2)
+        state, whole[2] = stopped(loader)
+    else:
+        epochs(loader, [0, 1])
+        state = loader.state_dict()
+    counts = {"of its own": range(4), "put right": [0, 3, 4, 5], "right": range(2, 6)}[count]
+    again = make(distributed(), **options)
+    again.load_state_dict(state)
+    if count == "right":
+        found = epochs(again, counts)
+    else:
+        with pytest.warns(UserWarning, match=r"set_epoch\(0\).*this is .*epoch 2") as said:
+            found = epochs(again, counts)
+        assert len(said) == 1
+    assert found == whole[2:]
+
+
 def test_an_epoch_set_in_the_loop_is_not_that_of_the_order():
     loader = make(distributed(epoch=3))
     batches = iter(loader)

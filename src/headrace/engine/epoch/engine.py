@@ -85,6 +85,11 @@ class Engine:
         return epoch + 1 if self._options.seed is None else 0
 
     @property
+    def index_sampler(self) -> Any:
+        """Return what the order of an epoch is asked of."""
+        return self._options.index_sampler
+
+    @property
     def workers(self) -> list[Any]:
         """Return the processes or threads that make the batches, if there are any."""
         return self._plan.workers

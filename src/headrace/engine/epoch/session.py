@@ -16,14 +16,14 @@ from headrace.engine.epoch.engine import Engine
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
+from headrace.engine.order.epochs import EpochCount
 from headrace.engine.order.facts import set_epoch
 from headrace.engine.order.fit import check
 from headrace.engine.order.packing import decode
-from headrace.engine.order.state import FINISHED, RUNNING, Progress, Shape, describe
+from headrace.engine.order.state import FINISHED, FRESH, Progress, Shape, describe
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters, Totals
 from headrace.errors import StateError
-from headrace.notices import warn_user
 
 
 class Session:
@@ -44,6 +44,7 @@ class Session:
         self._engine: weakref.ref[Engine] | None = None  # workers end with their iterator
         self._round = 0  # epochs begun, over all restarts
         self._loaded: dict[str, Any] | None = None
+        self._epochs = EpochCount()
         self.warned_inexact = False
         self.rank_sampler: tuple[Any, ...] | None = None  # a planned order's part, as it was made
         self._before: tuple[Any, ...] | None = None  # an epoch that is beginning, and may not
@@ -59,8 +60,11 @@ class Session:
             self._round = saved["round"] + (saved["status"] == FINISHED)
             for generator, text in zip(options.generators, saved["generators"], strict=True):
                 generator.set_state(decode(text))
-            if saved["status"] == RUNNING:
-                self._set_epoch(saved["sampler_epoch"], options.index_sampler)
+            if saved["status"] != FRESH:
+                finished = saved["status"] == FINISHED
+                self._epochs.resume(saved["sampler_epoch"], finished, options.index_sampler)
+        else:
+            self._epochs.next(options.index_sampler)
         counters = self.totals.counters_of(iterator)
         engine = Engine(
             options,
@@ -74,19 +78,10 @@ class Session:
         self._began(engine, counters)
         return engine
 
-    def _set_epoch(self, epoch: int | None, index_sampler: Any) -> None:
-        """Go on in the epoch of the state, whatever was set since it was loaded."""
-        was = set_epoch(epoch, index_sampler)
-        if was is not None:
-            warn_user(
-                f"set_epoch({was}) was called after load_state_dict() of a state in epoch {epoch}, "
-                f"and this is the rest of epoch {epoch}. Count on from there: "
-                f"sampler.set_epoch({epoch}) now, and {epoch} + 1 for the next epoch."
-            )
-
     def next_epoch(self, iterator: object, engine: Engine) -> None:
         """Begin another epoch with the workers of an engine."""
         self._beginning()
+        self._epochs.next(engine.index_sampler)
         counters = self.totals.counters_of(iterator)
         engine.next_epoch(counters, self._round)
         self._began(engine, counters)

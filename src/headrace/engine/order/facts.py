@@ -58,14 +58,11 @@ def epoch_setter(index_sampler: Any) -> Any:
     return None
 
 
-def set_epoch(epoch: int | None, index_sampler: Any) -> int | None:
-    """Set the sampler to a state's epoch; return the one it had if it was another."""
+def set_epoch(epoch: int | None, index_sampler: Any) -> None:
+    """Set the sampler to a state's epoch."""
     setter = epoch_setter(index_sampler)
-    if epoch is None or setter is None or setter.epoch == epoch:
-        return None
-    was: int = setter.epoch
-    setter.set_epoch(epoch)
-    return was
+    if epoch is not None and setter is not None and setter.epoch != epoch:
+        setter.set_epoch(epoch)
 
 
 def compare_facts(saved: Facts, present: Facts, sampler: str) -> None:
