@@ -2,11 +2,18 @@
 
 import inspect
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
 from headrace import DataLoader, OptionError, RandomSampler, TensorDataset, jagged_collate
 from headrace.data import CSVDataset
@@ -134,3 +141,139 @@ def test_a_function_without_a_name_for_spawned_workers():
     assert "collate_fn (<function" in note
     assert "write it at the top level of a module, or use multiprocessing_context='fork'" in note
     assert not isinstance(raised.value, OptionError)
+
+
+COLUMNS = (torch.arange(6.0), torch.arange(6))
+MASK = [True, False] * 5
+REFUSED = {
+    "a path": (lambda: DataLoader("train.csv"), r"'train.csv' is no dataset.*CSVDataset"),
+    "a pathlib.Path": (lambda: DataLoader(Path("images")), r"is no dataset.*ImageFolder"),
+    "text for a flag": (
+        lambda: DataLoader(DATA, shuffle="False"),
+        r"shuffle='False' is neither True nor False",
+    ),
+    "text for another": (
+        lambda: DataLoader(DATA, num_workers=1, persistent_workers="no"),
+        r"persistent_workers='no' is neither",
+    ),
+    "a seed for shuffle=": (
+        lambda: DataLoader(DATA, shuffle=42),
+        r"Write DataLoader\(..., seed=42",
+    ),
+    "a function that was called": (
+        lambda: DataLoader(DATA, collate_fn=torch.stack(COLUMNS[:1])),
+        r"collate_fn=tensor.*is no function",
+    ),
+    "the name of a collation": (
+        lambda: DataLoader(DATA, collate_fn="numpy"),
+        r"collate_fn=headrace.numpy_collate",
+    ),
+    "no function for workers": (
+        lambda: DataLoader(DATA, num_workers=1, worker_init_fn=3),
+        r"worker_init_fn=3 is no function",
+    ),
+    "no function for batches": (
+        lambda: DataLoader(DATA, batch_transform=3),
+        r"batch_transform=3 is no function",
+    ),
+    "a number for a generator": (
+        lambda: DataLoader(DATA, shuffle=True, generator=42),
+        r"generator=42 is no torch.Generator.*seed=42",
+    ),
+    "NumPy's generator": (
+        lambda: DataLoader(DATA, shuffle=True, generator=np.random.default_rng()),
+        r"is no torch.Generator",
+    ),
+    "text for a time": (lambda: DataLoader(DATA, timeout="5"), r"timeout='5' is no number"),
+    "True for a seed": (lambda: DataLoader(DATA, seed=True), r"seed=True is no integer"),
+    "text for bytes": (lambda: DataLoader(DATA, prefetch_bytes="1G"), r"prefetch_bytes=1 << 30"),
+    "a word of uneven=": (lambda: DataLoader(DATA, uneven="padd"), r"'exact', 'pad', 'drop'"),
+    "a mask for a sampler": (lambda: DataLoader(DATA, sampler=MASK), r"sampler is a mask of True"),
+    "a mask as a tensor": (
+        lambda: DataLoader(DATA, sampler=torch.tensor(MASK)),
+        r"sampler is a mask.*nonzero",
+    ),
+    "a mask in torch's sampler": (
+        lambda: DataLoader(DATA, sampler=SubsetRandomSampler(np.array(MASK))),
+        r"sampler.indices is a mask",
+    ),
+    "a mask in a subset": (
+        lambda: DataLoader(Subset(TensorDataset(COLUMNS[0]), MASK[:6])),
+        r"dataset.indices is a mask",
+    ),
+    "a sampler's class": (
+        lambda: DataLoader(DATA, sampler=SequentialSampler),
+        r"Write DataLoader\(..., sampler=SequentialSampler\(...\)\)",
+    ),
+    "a sampler for a batch sampler": (
+        lambda: DataLoader(DATA, batch_sampler=SequentialSampler(DATA)),
+        r"yields indices, and no lists.*sampler=SequentialSampler\(...\), batch_size=32",
+    ),
+    "indices for lists of them": (
+        lambda: list(DataLoader(DATA, batch_sampler=[0, 1])),
+        r"batch_sampler= yielded 0.*Yield lists",
+    ),
+    "a batch without samples": (
+        lambda: list(DataLoader(DATA, batch_sampler=[[0], []])),
+        r"an empty list of samples makes no batch",
+    ),
+    "a transform without a return": (
+        lambda: list(DataLoader(DATA, batch_transform=lambda batch: None)),
+        r"batch_transform returned None.*return batch",
+    ),
+    "a set": (lambda: iter(DataLoader({1, 2})), r"'set' has no __getitem__.*list\(dataset\)"),
+    "a loader": (lambda: iter(DataLoader(DataLoader(DATA))), r"loader.dataset, ..."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_loader_was_not_made_for_is_refused_with_the_line(name):
+    made, text = REFUSED[name]
+    with pytest.raises((ValueError, TypeError, IndexError), match=f"(?s){text}"):
+        made()
+
+
+def test_columns_in_a_tuple_are_warned_of():
+    with pytest.warns(UserWarning, match=r"tuple of 2 arrays of 6 rows.*TensorDataset\(\*arrays\)"):
+        assert len(DataLoader(COLUMNS)) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DataLoader([torch.zeros(3, 4), torch.ones(3, 4)])  # two images
+        DataLoader((torch.zeros(2), torch.zeros(2), torch.zeros(2)))
+
+
+def test_a_generator_beside_a_seed_is_warned_of():
+    with pytest.warns(UserWarning, match="generator= is not drawn from"):
+        DataLoader(DATA, shuffle=True, seed=1, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("name", ["sampler", "batch_sampler"])
+def test_an_iterator_that_an_epoch_has_used_up_is_warned_of(name):
+    given = {"sampler": iter([0, 1]), "batch_sampler": iter([[0], [1]])}[name]
+    loader = DataLoader(DATA, **{name: given})
+    assert len(list(loader)) == 2
+    with pytest.warns(UserWarning, match=rf"{name}= is an iterator.*{name}=list"):
+        assert list(loader) == []
+
+
+def trainer(**options):
+    model = torch.nn.Linear(1, 1)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    return Trainer(model, torch.nn.MSELoss(), sgd, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((3,), r"val_loader=3 is no loader. Write fit\(train_loader, epochs=3\)"),
+        (("val.csv",), r"val_loader='val.csv' is no loader. Write DataLoader\(dataset"),
+    ],
+)
+def test_what_is_no_loader_is_refused_before_the_training(given, text):
+    with pytest.raises(OptionError, match=text):
+        trainer().fit([(torch.zeros(2, 1), torch.zeros(2, 1))], *given)
+
+
+def test_a_weight_that_is_no_function():
+    with pytest.raises(OptionError, match=r"weight='tokens' is no function.*weight=lambda batch"):
+        trainer(weight="tokens")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
+from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
+import torch.utils.data as torch_data
 from torch.utils.data import RandomSampler as TorchRandomSampler
 from torch.utils.data import SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from headrace.carried import alone
 from headrace.collate import numpy_collate
@@ -15,6 +20,14 @@ from headrace.errors import OptionError, OptionTypeError
 from headrace.notices import warn_user
 from headrace.sampling.planned import PlannedBatchSampler
 from headrace.sized import length_of
+
+_OF_INDICES = (
+    SequentialSampler,
+    TorchRandomSampler,
+    torch_data.SubsetRandomSampler,
+    torch_data.WeightedRandomSampler,
+    DistributedSampler,
+)
 
 
 def workers_of(value: Any) -> Any:
@@ -25,6 +38,120 @@ def workers_of(value: Any) -> Any:
             f"num_workers='auto'."
         )
     return value
+
+
+# Options that are True, False or None; that are called; that are compared with numbers.
+_FLAGS = ("shuffle", "pin_memory", "drop_last", "persistent_workers", "in_order")
+_FUNCTIONS = ("collate_fn", "worker_init_fn", "batch_transform")
+_NUMBERS = ("timeout", "prefetch_factor")
+
+
+def check_given(options: dict[str, Any]) -> None:
+    """Raise for what torch takes and then fails over, or takes for something else in silence.
+
+    Args:
+        options: a loader's, by name.
+
+    Raises:
+        OptionError: it names the option, what came, and the line to write.
+    """
+    for name in _FLAGS:
+        value = options[name]
+        if value is None or isinstance(value, (bool, np.bool_)) or value in (0, 1):
+            continue  # any text would be true
+        line = f"seed={value}" if name == "shuffle" and type(value) is int else f"{name}=True"
+        raise OptionError(
+            f"{name}={value!r} is neither True nor False. Write DataLoader(..., {line}), or leave "
+            f"{name}= out."
+        )
+    for name in _FUNCTIONS:
+        value = options[name]
+        if value is not None and not callable(value):
+            line = "headrace.numpy_collate" if value == "numpy" else "function"
+            raise OptionTypeError(
+                f"{name}={value!r} is no function. Write DataLoader(..., {name}={line}), without "
+                f"calling it."
+            )
+    for name in _NUMBERS:
+        value = options[name]
+        if value is not None and not hasattr(value, "__float__"):
+            raise OptionTypeError(
+                f"{name}={value!r} is no number. Write DataLoader(..., {name}=2)."
+            )
+    dataset, generator = options["dataset"], options["generator"]
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise OptionTypeError(
+            f"generator={generator!r} is no torch.Generator. Write DataLoader(..., seed=42), or "
+            f"generator=torch.Generator().manual_seed(42)."
+        )
+    if generator is not None and options["seed"] is not None:
+        warn_user(
+            "generator= is not drawn from where seed= is given: orders and random numbers follow "
+            "from the seed. Leave one of the two out."
+        )
+    _check_no_path(dataset)
+    _check_not_columns(dataset)
+    for name in ("sampler", "batch_sampler"):
+        if options[name] is not None:
+            _check_yields(name, options[name])
+    sampler = options["sampler"]
+    _check_no_mask("sampler", sampler)
+    _check_no_mask("sampler.indices", getattr(sampler, "indices", None))
+    if isinstance(dataset, torch_data.Subset):
+        _check_no_mask("dataset.indices", dataset.indices)
+
+
+def _check_no_path(dataset: Any) -> None:
+    if isinstance(dataset, (str, bytes, PathLike)):
+        raise OptionTypeError(
+            f"{dataset!r} is no dataset. For the file or directory of that name, write what reads "
+            f"it: DataLoader(headrace.data.CSVDataset(path)), ImageFolder, ParquetDataset, "
+            f"TextLines, JSONLines or TarDataset."
+        )
+
+
+def _check_not_columns(dataset: Any) -> None:
+    """Warn of ``DataLoader((x, y))``, whose samples are x and y."""
+    if type(dataset) is not tuple or not 1 < len(dataset) <= 8:
+        return
+    if not all(isinstance(column, (torch.Tensor, np.ndarray)) for column in dataset):
+        return
+    rows = {len(column) if column.ndim else 0 for column in dataset}
+    if len(rows) == 1 and (count := rows.pop()) > len(dataset):
+        kind = "TensorDataset" if isinstance(dataset[0], torch.Tensor) else "ArrayDataset"
+        warn_user(
+            f"the dataset is a tuple of {len(dataset)} arrays of {count:,} rows each: as in torch "
+            f"that is {len(dataset)} samples. For a row of each as a sample, write "
+            f"DataLoader(headrace.{kind}(*arrays))."
+        )
+
+
+def _check_yields(name: str, value: Any) -> None:
+    kind = value if isinstance(value, type) else type(value)
+    if isinstance(value, type) or not (hasattr(kind, "__iter__") or hasattr(kind, "__getitem__")):
+        line = f"{name}={kind.__name__}(...)" if isinstance(value, type) else f"{name}=[...]"
+        raise OptionTypeError(
+            f"{name}={value!r} yields nothing: it has no __iter__, or is a class. Write "
+            f"DataLoader(..., {line})."
+        )
+    if name == "batch_sampler" and isinstance(value, (*_OF_INDICES, range)):
+        raise OptionTypeError(
+            f"batch_sampler={kind.__name__}(...) yields indices, and no lists of them. Write "
+            f"DataLoader(..., sampler={kind.__name__}(...), batch_size=32)."
+        )
+
+
+def _check_no_mask(name: str, value: Any) -> None:
+    """Raise for True and False in the place of indices, which would be 1 and 0."""
+    if isinstance(value, (list, tuple)):
+        mask = len(value) > 0 and isinstance(value[0], (bool, np.bool_))
+    else:
+        mask = getattr(value, "dtype", None) in (torch.bool, np.dtype(bool))
+    if mask:
+        raise OptionTypeError(
+            f"{name} is a mask of True and False, which count as the indices 1 and 0. Write the "
+            f"indices: torch.as_tensor(mask).nonzero().flatten().tolist()."
+        )
 
 
 def explained(error: ValueError, dataset: Any, value: Any) -> ValueError:
@@ -50,6 +177,13 @@ def warn_of_no_batch(batches: Any) -> None:
     Args:
         batches: the loader's batch sampler.
     """
+    for name, given in (("batch_sampler", batches), ("sampler", getattr(batches, "sampler", None))):
+        if isinstance(given, Iterator):
+            warn_user(
+                f"the epoch gave no batch: {name}= is an iterator, which an epoch uses up. Write "
+                f"{name}=list(...), or a class with __iter__."
+            )
+            return
     if not getattr(batches, "drop_last", False):
         return
     size, samples = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
@@ -80,7 +214,7 @@ def max_errors_of(value: Any, on_error: str) -> int | None:
 
 def seed_of(value: Any) -> Any:
     """Return a seed, or say that it is none."""
-    if value is not None and not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not (value is None or hasattr(value, "__index__")):
         raise OptionError(f"seed={value!r} is no integer. Write DataLoader(..., seed=0).")
     return value
 
@@ -97,6 +231,17 @@ def check_arrays(collate: Any, device: Any) -> None:
 def check_indexable(dataset: Any) -> None:
     """Raise for a dataset that cannot be indexed from 0 on, as the loader's own order does."""
     kind = type(dataset)
+    if isinstance(dataset, torch_data.DataLoader):
+        raise OptionTypeError(
+            "a DataLoader is no dataset: its batches have no indices. Write DataLoader(loader."
+            "dataset, ...), or headrace.iter_batches(loader, ...) for batches of another size."
+        )
+    indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    if hasattr(kind, "__len__") and not indexed:
+        raise OptionTypeError(
+            f"{kind.__name__!r} has no __getitem__(index), so it is no map-style dataset. Write "
+            f"DataLoader(list(dataset)), or a class with __len__ and __getitem__."
+        )
     if not hasattr(kind, "__len__"):
         todo = (
             "Add def __len__(self), which returns the number of samples"
@@ -153,6 +298,27 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
             f"Write DataLoader(..., {name}={allowed[0]!r})."
         )
     return value
+
+
+def bytes_of(name: str, value: Any) -> int | None:
+    """Return an option that is a number of bytes or None, or say what to write."""
+    if isinstance(value, (str, float)):
+        raise OptionError(
+            f"{name}={value!r} is no number of bytes. Write DataLoader(..., {name}=1 << 30) for 1 "
+            f"GiB, or None for no bound."
+        )
+    return value and count_of(name, value)
+
+
+def check_backend(backend: str, workers: Any) -> None:
+    """Raise for a backend that is none, or has nobody to work."""
+    one_of("backend", backend, ("auto", "process", "thread", "inline"))
+    if backend in ("process", "thread") and not workers:
+        kind = "processes" if backend == "process" else "threads"
+        raise OptionError(
+            f"backend={backend!r} needs worker {kind}, but num_workers is 0. "
+            f"Write DataLoader(..., num_workers=2, backend={backend!r})."
+        )
 
 
 def count_of(name: str, value: Any) -> int:

@@ -15,7 +15,10 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 
 from headrace.carried import Carrier, takes_up, warn_of_lost
 from headrace.checks import (
+    bytes_of,
     check_arrays,
+    check_backend,
+    check_given,
     check_indexable,
     check_orderable,
     check_sampler,
@@ -200,32 +203,28 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
         except TypeError as error:
             if "has no len()" in str(error) and sampler is None and batch_sampler is None:
                 check_indexable(dataset)
+            check_given(locals())
             raise
-        one_of("backend", backend, ("auto", "process", "thread", "inline"))
+        check_given(locals())
+        check_backend(backend, workers)
         self.rng = one_of("rng", rng, ("task", "torch"))
         self.worker_restarts = count_of("worker_restarts", worker_restarts)
         target_device(device)  # raises where there is none
         check_arrays(collate_fn, device)
         self._device = device
-        self.prefetch_bytes = prefetch_bytes and count_of("prefetch_bytes", prefetch_bytes)
+        self.prefetch_bytes = bytes_of("prefetch_bytes", prefetch_bytes)
         self.on_error = one_of("on_error", on_error, ("raise", "skip"))
         self.max_errors = max_errors_of(max_errors, on_error)
         if measure:
             self.num_workers = 0
         self._auto = self._to_measure = measure
-        if backend in ("process", "thread") and not workers:
-            kind = "processes" if backend == "process" else "threads"
-            raise OptionError(
-                f"backend={backend!r} needs worker {kind}, but num_workers is 0. "
-                f"Write DataLoader(..., num_workers=2, backend={backend!r})."
-            )
         if backend == "thread" and workers > 1 and isinstance(dataset, IterableDataset):
             check_threads(dataset)
         if type(self.sampler) is TorchRandomSampler and sampler is None:
             self._shuffle_otherwise(self.sampler)
         self.seed = seed_of(seed)
         self.shard = shard
-        self.uneven = uneven
+        self.uneven = one_of("uneven", uneven, ("exact", "pad", "drop"))
         self.batch_transform = batch_transform
         check_shard(self)
         check_sampler(sampler, batch_size)

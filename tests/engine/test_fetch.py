@@ -337,7 +337,7 @@ class TestWhatADatasetIsAsked:
             (lambda: [3, 1, 2], {}),
             (lambda: (3, 1, 2), {}),
             (lambda: range(5, 9), {}),
-            (lambda: "abcde", {}),
+            (lambda: tuple("abcde"), {}),
             (lambda: torch.arange(5.0), {}),
             (lambda: torch.eye(5), {}),
             (lambda: np.arange(5), {}),

@@ -101,6 +101,7 @@ def test_equal_batches_in_a_row_are_gathered_together(workers, monkeypatch):
     assert loader.statistics().path == ("gather-thread" if workers else "gather")
 
 
+@pytest.mark.filterwarnings("ignore:generator= is not drawn from")
 @settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(sorted(KINDS)),

@@ -37,6 +37,11 @@ class Leaves(NamedTuple):
 
 def collate_leaves(batch: Sequence[Any], leaves: Leaves) -> Any:
     """Collate samples of one structure, each column of leaves by its handler."""
+    if not len(batch):
+        raise IndexError(
+            "list index out of range: an empty list of samples makes no batch. Yield no empty "
+            "lists from batch_sampler=, and return none from a collate_fn's filter."
+        )
     try:
         first = batch[0]
         kind = type(first)

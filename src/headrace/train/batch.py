@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headrace.errors import TrainingError
+from headrace.errors import OptionError, TrainingError
 from headrace.train.explain import explain_inputs
 from headrace.tree import convert, is_namedtuple, leaves
 
@@ -138,11 +138,17 @@ class OwnWeight:
         weight: of a batch, a number or a tensor of one.
 
     Raises:
+        OptionError: it is no function.
         TrainingError: what it returns is no number, or not finite, or below 0. A tensor on a
             device is looked at where it is read.
     """
 
     def __init__(self, weight: Weight) -> None:
+        if not callable(weight):
+            raise OptionError(
+                f"weight={weight!r} is no function of a batch. Write Trainer(..., "
+                f"weight=lambda batch: len(batch[1])), or leave it out."
+            )
         self._weight = weight
 
     def __call__(self, batch: Any) -> float | Tensor:

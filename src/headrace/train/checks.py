@@ -89,12 +89,18 @@ def check_callbacks(given: Iterable[T]) -> tuple[T, ...]:
 
 
 def check_loader(name: str, loader: Any) -> None:
-    """Refuse what is iterated by samples, each of which would be taken for a batch.
+    """Refuse what gives no batches, or samples that would be taken for batches.
 
     Raises:
-        OptionError: the loader is a map-style dataset, a tensor or an array.
+        OptionError: the loader is a map-style dataset, a tensor or an array, or no iterable.
     """
     kind = type(loader).__name__
+    if isinstance(loader, (str, bytes)) or not (
+        loader is None or hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    ):
+        count = type(loader) is int
+        line = f"fit(train_loader, epochs={loader!r})" if count else "DataLoader(dataset, ...)"
+        raise OptionError(f"{name}={loader!r} is no loader. Write {line}.")
     if isinstance(loader, (torch.Tensor, np.ndarray)):
         data = "TensorDataset" if isinstance(loader, torch.Tensor) else "ArrayDataset"
         raise OptionError(

@@ -18,7 +18,7 @@ from torch.utils.data import default_collate as torch_default_collate
 from headrace.collate.stack import default_collate
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
-from headrace.engine.making.recipe import Recipe
+from headrace.engine.making.recipe import Recipe, listed
 from headrace.engine.making.skip import odd_one, skipped
 from headrace.engine.making.weight import Scale
 from headrace.engine.order.streams import knows_its_place, said_of
@@ -125,7 +125,7 @@ class Fetcher:
             self._enter(seed)
             made = self._made_of(indices)
             if self._recipe.transform is not None and made is not None and made[1]:
-                made = self._recipe.transform(made[0]), made[1]
+                made = self._recipe.transformed(made[0]), made[1]
             if self._recipe.iterable:
                 self.state = self._state()
         except StopIteration as error:
@@ -182,7 +182,7 @@ class Fetcher:
         if not self._recipe.auto_collation:
             return self._unbatched(indices)
         if not isinstance(indices, Sized):
-            indices = list(indices)  # a generator of the batch sampler's: it can be walked once
+            indices = listed(indices)  # a generator of the batch sampler's: it can be walked once
         if self._gather is not None:
             return self._gather.due(indices, self._one_by_one), len(indices)
         if self._recipe.skip:

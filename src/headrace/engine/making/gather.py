@@ -20,6 +20,7 @@ import torch
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf, in_range
 from headrace.engine.doubt import SETTLED
 from headrace.engine.lease import SMALL_LEAF_BYTES, Pool
+from headrace.engine.making.recipe import listed
 from headrace.engine.order.order import Piece
 from headrace.engine.stats import Counters
 from headrace.machine import second_level_cache_bytes
@@ -148,7 +149,7 @@ class BlockGather:
         What are no plain integers (tensors, slices) is left to ``otherwise``.
         """
         if not isinstance(indices, (list, tuple, range, np.ndarray, torch.Tensor)):
-            indices = list(indices)  # a set, a generator: may be walked once only
+            indices = listed(indices)  # a set, a generator: may be walked once only
         self.counters.failed += 1  # unless it turns out well
         try:
             array = in_range(indices, len(self._gatherer), "the dataset")

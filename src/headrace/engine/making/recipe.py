@@ -15,7 +15,23 @@ from headrace.collate.stack import default_collate, is_default
 from headrace.data.arrays import ArrayDataset
 from headrace.data.gather import find_gatherer
 from headrace.data.gatherer import Gatherer
+from headrace.errors import OptionTypeError
 from headrace.tree import NUMPY_DTYPES, leaves
+
+
+def listed(indices: Any) -> list[Any]:
+    """Return what a batch sampler yielded, of no length, as a list.
+
+    Raises:
+        OptionTypeError: it is a single index.
+    """
+    if not hasattr(indices, "__iter__"):
+        raise OptionTypeError(
+            f"batch_sampler= yielded {indices!r}, and a batch is made of a list of indices. Yield "
+            f"lists, or write sampler= for batch_sampler=, with batch_size=."
+        )
+    return list(indices)
+
 
 # Datasets and functions whose code is known and draws no random numbers.
 _QUIET_DATASETS = (torch.utils.data.TensorDataset, ArrayDataset, list, tuple, range, torch.Tensor)
@@ -50,6 +66,21 @@ class Recipe:
             and is_default(default_collate)  # not with functions of the user's in torch's table
             and self.transform is None
         )
+
+    def transformed(self, batch: Any) -> Any:
+        """Return what ``batch_transform`` makes of a batch.
+
+        Raises:
+            OptionTypeError: nothing, as a function does that changes its batch and forgets it.
+        """
+        assert self.transform is not None
+        changed = self.transform(batch)
+        if changed is None:
+            raise OptionTypeError(
+                "batch_transform returned None, which would take the batch's place. End it with "
+                "return batch."
+            )
+        return changed
 
     def gatherer(self) -> Gatherer | None:
         """Return the gatherer of a dataset of columns, where nothing but it makes the batch."""
