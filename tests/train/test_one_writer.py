@@ -137,7 +137,7 @@ def together(start, folder, draw, programs):
         for out in heard:
             out.readline()
         # Not to wait for something: the moment of the kill is to be any.
-        time.sleep(draw.random() * 0.4)  # a lock waits 0.2 s for another
+        time.sleep(draw.random() * draw.choice([0.1, 1.0]))  # a lock waits 0.2 s for another
         program.signal(signal.SIGKILL)
     refused = 0
     for program in running:
@@ -173,7 +173,7 @@ def test_programs_that_come_at_the_same_moment_and_are_killed_100_times(start, t
         assert same(outcome(shared), outcome(tmp_path / "undisturbed"))
         # A kill behind the last save may come before the oldest is removed.
         assert len(list(shared.iterdir())) in (3, 4)
-    assert refused > 20, refused
+    assert refused > 10, refused
 
 
 def test_three_at_the_same_moment_train_once(start, tmp_path):

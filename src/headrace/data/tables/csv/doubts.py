@@ -227,7 +227,9 @@ def _index(where: str, plan: Plan, name: str) -> Doubt | None:
 
 
 def _zeros(where: str, plan: Plan, name: str) -> Doubt | None:
-    there = [f for f in plan.head[name] if f[:1] == "0" and re.fullmatch(r"0\d\d+", f.strip())]
+    there = [
+        f for f in plan.head[name] if f.lstrip()[:1] == "0" and re.fullmatch(r"0\d\d+", f.strip())
+    ]
     there = list(dict.fromkeys(there))
     if not there:
         return None

@@ -29,6 +29,7 @@ _WITH_UNIT = re.compile(
 _ORDINALS = {"st", "nd", "rd", "th"}
 _CODES = {"USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "AUD", "CAD", "SEK", "NOK", "DKK", "PLN"}
 _LIMITS = {"<", ">", "<=", ">=", "≤", "≥", "~", "≈", "±"}
+_MONTHS = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
 _OTHERS = (
     (r"[+-]?0[xX][0-9a-fA-F]+", "numbers in base 16", "int(text, 16)"),
     (r"\([$€£]?[0-9][0-9.,]*\)", "negative numbers in brackets", "-float(text.strip('()'))"),
@@ -39,6 +40,27 @@ _OTHERS = (
         "pandas.Timedelta(text).total_seconds()",
     ),
     (r"[+-]?[0-9.]+[dD][+-]?[0-9]+", "numbers of Fortran", "float(text.replace('d', 'e'))"),
+    (
+        r"\(?[+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?[+-][0-9.]*(?:[eE][+-]?[0-9]+)?[ij]\)?",
+        "complex numbers",
+        "abs(complex(text.replace('i', 'j')))",
+    ),
+    (
+        r"[0-9]{4}-?W[0-9]{2}(?:-?[1-7])?",
+        "weeks",
+        "datetime.date.fromisocalendar(int(text[:4]), int(text.split('W')[1][:2]), 1).toordinal()",
+    ),
+    (
+        rf"(?:[0-9]{{1,2}}[. -])?(?:{_MONTHS})[a-z]*[., -]+(?:[0-9]{{1,2}},? )?'?[0-9]{{2,4}}",
+        "dates with the name of a month",
+        "pandas.Timestamp(text).timestamp()",
+    ),
+)
+_MAYBE = (  # few of them may well be categories
+    (r"[0-9]{1,4}\s?/\s?[0-9]{1,4}", "fractions", "float(fractions.Fraction(text))"),
+    (r"[0-9]{4}-?Q[1-4]", "quarters", "pandas.Period(text).ordinal"),
+    (r"Q[1-4][ -]?[0-9]{4}", "quarters", "pandas.Period(text[-4:] + text[:2]).ordinal"),
+    (r"\[.*\]", "lists", "json.loads(text)[0]"),
 )
 
 
@@ -131,10 +153,10 @@ def _special(name: str, texts: Sequence[str]) -> Look | None:
             True,
             *_shown(found, texts),
         )
-    found = [text for text in texts if re.fullmatch(r"\d{1,4}\s?/\s?\d{1,4}", text.strip())]
-    if _most(found, texts):
-        code = "float(fractions.Fraction(text))"
-        return Look("fractions", _in_pandas(name, code), False, *_shown(found, texts))
+    for pattern, what, code in _MAYBE:
+        found = [text for text in texts if re.fullmatch(pattern, text.strip())]
+        if _most(found, texts):
+            return Look(what, _in_pandas(name, code), False, *_shown(found, texts))
     return None
 
 
