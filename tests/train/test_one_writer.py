@@ -173,7 +173,7 @@ def test_programs_that_come_at_the_same_moment_and_are_killed_100_times(start, t
         assert same(outcome(shared), outcome(tmp_path / "undisturbed"))
         # A kill behind the last save may come before the oldest is removed.
         assert len(list(shared.iterdir())) in (3, 4)
-    assert refused > 10, refused
+    assert refused, "they never met"
 
 
 def test_three_at_the_same_moment_train_once(start, tmp_path):

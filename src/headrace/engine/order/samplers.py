@@ -85,16 +85,19 @@ class _Seeded:
         indices: Iterator[Any] | None = None
         while True:
             theirs = default.get_state()
-            default.set_state(ours)
             try:
+                default.set_state(ours)
                 if indices is None:
                     indices = iter(self._sampler)
                 index = next(indices)
+                ours = default.get_state()
             except StopIteration:
                 return
             finally:
-                ours = default.get_state()
-                default.set_state(theirs)
+                try:
+                    default.set_state(theirs)
+                finally:
+                    default.set_state(theirs)  # it may not have come to it above
             yield index
 
 
@@ -108,8 +111,10 @@ def load_at_end(index_sampler: Any, state: Any, generators: Sequence[torch.Gener
     sampler.load_state_dict(copy.deepcopy(state))
     before = [generator.get_state() for generator in generators]
     nothing = object()
-    left = next(iter(index_sampler), nothing)
-    for generator, generator_state in zip(generators, before, strict=True):
-        generator.set_state(generator_state)
+    try:
+        left = next(iter(index_sampler), nothing)
+    finally:
+        for generator, generator_state in zip(generators, before, strict=True):
+            generator.set_state(generator_state)
     if left is not nothing:
         sampler.load_state_dict(copy.deepcopy(state))
