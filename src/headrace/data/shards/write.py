@@ -216,7 +216,9 @@ def _checked(out: PathLike, shard_bytes: int) -> str:
 def _alone(pattern: str) -> Any:
     folder = Path(pattern.format(0)).parent
     folder.mkdir(parents=True, exist_ok=True)
-    return take(folder / ".writing.lock", f"the shards in {folder}", "Write to another directory.")
+    return take(
+        folder / ".writing.lock", f"the folder of shards {folder}", "Write to another directory."
+    )
 
 
 def _done(pattern: str, resume: bool) -> list[tuple[str, int]]:
