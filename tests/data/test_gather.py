@@ -202,7 +202,6 @@ class TestWhoIsNotGathered:
         [
             pytest.param([[0, 1], [2, 3]], id="lists"),
             pytest.param([slice(0, 2), slice(2, 4)], id="slices"),
-            pytest.param([True, True], id="booleans"),
             pytest.param(torch.tensor([[0, 1], [2, 3]]), id="a matrix"),
             pytest.param(list(torch.arange(4)), id="tensors"),
         ],

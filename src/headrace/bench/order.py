@@ -26,7 +26,7 @@ from headrace.bench.harness import (
     in_turn,
     spread,
 )
-from headrace.engine.order.checksum import checksum
+from headrace.engine.order.state import seal
 from headrace.sampling.order import index_chunks
 
 OURS = "headrace"
@@ -177,7 +177,7 @@ def _resume(kind: str, n: int, options: dict[str, Any], step: int, size: Size) -
     next(iter(saved))
     state = saved.state_dict()
     state["steps"], state["samples"] = step, step * _BATCH
-    state["checksum"] = checksum(state, state)
+    seal(state)
 
     def ours() -> float:
         loader = make()
