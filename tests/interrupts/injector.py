@@ -39,10 +39,16 @@ class Injector:
 
     def _may_raise(self, file: str, line: int) -> bool:
         # There no interruption is ever taken up: between the last record and the return (it would
-        # be one in the user's own line), between the body of a `with` and its end, and at a `try`,
-        # which is an instruction that does nothing.
+        # be one in the user's own line), between the body of a `with` and its end, at a `try`, an
+        # instruction that does nothing, and between what a `finally` is for and its first line.
+        # Python looks for one behind a call, at a jump back, and as a function begins.
         text = linecache.getline(file, line).strip()
-        return text not in ("return batch", "try:") and not text.startswith("with ")
+        if text in ("return batch", "try:") or text.startswith("with "):
+            return False
+        before = linecache.getline(file, line - 1).strip()
+        if before == "try:":
+            before = linecache.getline(file, line - 2).strip()
+        return before != "finally:"
 
     def _is_ours(self, file: str) -> bool:
         if file not in self._known:

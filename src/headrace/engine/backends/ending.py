@@ -77,17 +77,13 @@ def forking(method: str) -> Iterator[None]:
 
     One at a time: a library that watches over forks (filelock 4) refuses two at once.
     """
-    with _one_fork, signals_later(method), _in_our_forks(threading.get_ident()):
-        yield
-
-
-@contextlib.contextmanager
-def _in_our_forks(thread: int) -> Iterator[None]:
-    try:
-        _our_forks.add(thread)
-        yield
-    finally:
-        _our_forks.discard(thread)
+    thread = threading.get_ident()
+    with _one_fork, signals_later(method):
+        try:
+            _our_forks.add(thread)
+            yield
+        finally:
+            _our_forks.discard(thread)
 
 
 def _after_fork_in_child() -> None:

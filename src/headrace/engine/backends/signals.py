@@ -86,7 +86,6 @@ def signals_later(method: str) -> Iterator[None]:
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # it may not have come to it above
             section.end()
             _present = None
             for later, number in section.came.items():

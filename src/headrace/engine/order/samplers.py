@@ -94,10 +94,7 @@ class _Seeded:
             except StopIteration:
                 return
             finally:
-                try:
-                    default.set_state(theirs)
-                finally:
-                    default.set_state(theirs)  # it may not have come to it above
+                default.set_state(theirs)
             yield index
 
 
