@@ -163,9 +163,14 @@ class Checkpoints:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
             with told(path, lambda: f"older ones could not be removed; {self._whole()}"):
-                for old in self._own()[: -self._keep]:
-                    self._remove(self.folder / old)
+                self.forget_before(name)
         return path
+
+    def forget_before(self, name: str) -> None:
+        """Remove the run's checkpoints that are too old, counted back from one that is whole."""
+        own = [other for other in self._own() if _place_of(other) <= _place_of(name)]
+        for old in own[: -self._keep]:
+            self._remove(self.folder / old)
 
     def _not_before(self, name: str) -> list[Path]:
         """Return the damaged checkpoints that do not come before one.

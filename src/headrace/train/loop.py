@@ -334,6 +334,8 @@ class Fit:
         self.position = Position(**state["position"])
         self.saved_as = (self.position.step, self.position.epoch)
         self._resume_rank(path, state["ranks"])
+        if self.ranks.rank == 0:  # one that was killed behind its last save did not come to it
+            checkpoints.forget_before(name)
 
     def _resume_rank(self, path: Path, everyone: list[dict[str, Any]]) -> None:
         mine = everyone[self.ranks.rank if self.ranks.rank < len(everyone) else 0]
