@@ -232,6 +232,20 @@ def test_a_count_that_begins_anew_behind_a_state_goes_on_from_there(workers, sta
     assert found == whole[2:]
 
 
+def test_a_count_is_forgotten_with_the_next_state():
+    whole = epochs(make(distributed()), range(4))
+    loader = make(distributed())
+    states = []
+    for number in range(3):
+        loader.sampler.set_epoch(number)
+        states.append(stopped(loader)[0])
+    loader.load_state_dict(states[2])
+    with pytest.warns(UserWarning, match="epoch 2"):
+        epochs(loader, [0])
+    loader.load_state_dict(states[0])
+    assert epochs(loader, range(3))[1:] == whole[1:3]
+
+
 def test_an_epoch_set_in_the_loop_is_not_that_of_the_order():
     loader = make(distributed(epoch=3))
     batches = iter(loader)

@@ -208,6 +208,7 @@ OF_MOMENTS = {
     ("moment", "changes"),
     [
         ("running", {"epoch": 1}),
+        *(("running", {"rank": rank}) for rank in ([], [0], [0, 1, 2], ["0", 1])),
         ("running", {"begun": False}),
         ("running", {"steps": 3}),
         ("running", {"samples": 4}),
@@ -282,6 +283,28 @@ def test_what_a_dataset_said_in_tensors_or_bytes_is_under_the_checksum_too(kind)
     state["streams"][0]["dataset"]["dataset"]["at"] = Counts.KINDS[kind](9)
     with pytest.raises(StateError, match="checksum"):
         again.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.empty(3, device="meta"),
+        torch.tensor([1 + 2j]).conj(),
+        torch.tensor(True),
+        torch.empty(0),
+        torch.eye(2).to_sparse(),
+        np.array([{}], object),
+        object(),
+    ],
+    ids=lambda value: str(getattr(value, "dtype", "object")),
+)
+def test_whatever_a_dataset_says_a_state_can_be_taken_and_loaded(value):
+    loader = DataLoader(Counts(30, "number"), batch_size=4)
+    loader.dataset.state_dict = lambda: {"at": 4, "more": value}
+    next(iter(loader))
+    again = DataLoader(Counts(30, "number"), batch_size=4)
+    again.load_state_dict(loader.state_dict())
+    assert next(iter(again)).tolist() == [4, 5, 6, 7]
 
 
 def test_what_a_sampler_said_is_under_the_checksum_too():

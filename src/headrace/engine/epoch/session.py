@@ -51,6 +51,7 @@ class Session:
         if inherited is not None:
             self.kept_global_batch = inherited.kept_global_batch
             self._round, self._loaded = inherited._round, inherited._loaded
+            self._epochs = inherited._epochs
 
     def begin(self, iterator: object, options: Options) -> Engine:
         """Return the engine of a new iterator, at the place of a loaded state if there is one."""

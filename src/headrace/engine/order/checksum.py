@@ -37,13 +37,13 @@ def _canonical(value: Any) -> Any:
 
 def _named(value: Any) -> list[str]:
     """Return what tells a value that JSON does not know from others of its type, where it can."""
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        value = value.detach().cpu().contiguous()
-        kind, raw = f"{value.dtype} {tuple(value.shape)}", value.reshape(-1).view(torch.uint8)
-        return [kind, blake2b(raw.numpy().tobytes(), digest_size=8).hexdigest()]
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        kind, value = f"{value.dtype} {value.shape}", value.tobytes()
-    else:
-        kind = type(value).__name__
-    known = isinstance(value, (bytes, bytearray))
-    return [kind, blake2b(value, digest_size=8).hexdigest() if known else ""]
+    kind, raw = type(value).__name__, b""
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
+        kind = f"{value.dtype} {tuple(value.shape)}"
+        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        kind, raw = f"{value.dtype} {value.shape}", value.tobytes()
+    elif isinstance(value, (bytes, bytearray)):
+        raw = bytes(value)
+    return [kind, blake2b(raw, digest_size=8).hexdigest()]

@@ -24,6 +24,9 @@ class EpochCount:
         if epoch is None or setter is None:
             return
         was, due = setter.epoch, epoch + finished
+        if self._counted is not None and self._counted[1] == due == was:
+            return  # begun before, and interrupted: the count is known
+        self._counted = None
         # Behind an epoch that is over, the next one is for the program to say, but none before it.
         if was >= epoch if finished else was == epoch:
             return

@@ -107,6 +107,9 @@ def _check_counts(state: dict[str, Any]) -> None:
         raise _damaged("'base_seed' is None")
     if state["epoch"] > state["round"]:
         raise _damaged(f"it is in epoch {state['epoch']} of {state['round'] + 1}, counted from 0")
+    rank = state["rank"]
+    if rank is not None and [type(number) for number in rank] != [int, int]:
+        raise _damaged(f"'rank' is {rank!r}")
     if steps and state["streams"] is None and not state["begun"]:
         raise _damaged(f"{steps} steps were handed out of an order that has not begun")
 
