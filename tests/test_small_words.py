@@ -188,18 +188,29 @@ REFUSED = {
     "True for a seed": (lambda: DataLoader(DATA, seed=True), r"seed=True is no integer"),
     "text for bytes": (lambda: DataLoader(DATA, prefetch_bytes="1G"), r"prefetch_bytes=1 << 30"),
     "a word of uneven=": (lambda: DataLoader(DATA, uneven="padd"), r"'exact', 'pad', 'drop'"),
-    "a mask for a sampler": (lambda: DataLoader(DATA, sampler=MASK), r"sampler is a mask of True"),
+    "a mask for a sampler": (
+        lambda: DataLoader(DATA, sampler=MASK),
+        r"sampler holds a mask of True",
+    ),
     "a mask as a tensor": (
         lambda: DataLoader(DATA, sampler=torch.tensor(MASK)),
-        r"sampler is a mask.*nonzero",
+        r"sampler holds a mask.*nonzero",
     ),
     "a mask in torch's sampler": (
         lambda: DataLoader(DATA, sampler=SubsetRandomSampler(np.array(MASK))),
-        r"sampler.indices is a mask",
+        r"SubsetRandomSampler.indices holds a mask",
     ),
     "a mask in a subset": (
         lambda: DataLoader(Subset(TensorDataset(COLUMNS[0]), MASK[:6])),
-        r"dataset.indices is a mask",
+        r"Subset.indices holds a mask",
+    ),
+    "a mask in a subset of a subset": (
+        lambda: DataLoader(Subset(Subset(DATA, [np.True_, np.False_]), [0])),
+        r"Subset.indices holds a mask",
+    ),
+    "a mask of tensors": (
+        lambda: DataLoader(DATA, sampler=list(torch.tensor(MASK))),
+        r"sampler holds a mask",
     ),
     "a sampler's class": (
         lambda: DataLoader(DATA, sampler=SequentialSampler),
@@ -207,7 +218,15 @@ REFUSED = {
     ),
     "a sampler for a batch sampler": (
         lambda: DataLoader(DATA, batch_sampler=SequentialSampler(DATA)),
-        r"yields indices, and no lists.*sampler=SequentialSampler\(...\), batch_size=32",
+        r"a SequentialSampler, which yields indices.*sampler=..., batch_size=32",
+    ),
+    "a tensor for a batch sampler": (
+        lambda: DataLoader(DATA, batch_sampler=torch.randperm(4)),
+        r"a Tensor, which yields indices",
+    ),
+    "a fraction of a batch ahead": (
+        lambda: DataLoader(DATA, num_workers=1, prefetch_factor=1.5),
+        r"prefetch_factor=1.5 is no whole number",
     ),
     "indices for lists of them": (
         lambda: list(DataLoader(DATA, batch_sampler=[0, 1])),

@@ -40,10 +40,10 @@ def workers_of(value: Any) -> Any:
     return value
 
 
-# Options that are True, False or None; that are called; that are compared with numbers.
+# Options that are True, False or None; that are called; numbers, by what makes them one.
 _FLAGS = ("shuffle", "pin_memory", "drop_last", "persistent_workers", "in_order")
 _FUNCTIONS = ("collate_fn", "worker_init_fn", "batch_transform")
-_NUMBERS = ("timeout", "prefetch_factor")
+_NUMBERS = {"timeout": "__float__", "prefetch_factor": "__index__"}
 
 
 def check_given(options: dict[str, Any]) -> None:
@@ -72,11 +72,12 @@ def check_given(options: dict[str, Any]) -> None:
                 f"{name}={value!r} is no function. Write DataLoader(..., {name}={line}), without "
                 f"calling it."
             )
-    for name in _NUMBERS:
+    for name, method in _NUMBERS.items():
         value = options[name]
-        if value is not None and not hasattr(value, "__float__"):
+        if value is not None and not hasattr(value, method):
+            what = "number" if method == "__float__" else "whole number"
             raise OptionTypeError(
-                f"{name}={value!r} is no number. Write DataLoader(..., {name}=2)."
+                f"{name}={value!r} is no {what}. Write DataLoader(..., {name}=2)."
             )
     dataset, generator = options["dataset"], options["generator"]
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -96,9 +97,11 @@ def check_given(options: dict[str, Any]) -> None:
             _check_yields(name, options[name])
     sampler = options["sampler"]
     _check_no_mask("sampler", sampler)
-    _check_no_mask("sampler.indices", getattr(sampler, "indices", None))
-    if isinstance(dataset, torch_data.Subset):
-        _check_no_mask("dataset.indices", dataset.indices)
+    if isinstance(sampler, torch_data.SubsetRandomSampler):
+        _check_no_mask("SubsetRandomSampler.indices", sampler.indices)
+    while isinstance(dataset, torch_data.Subset):
+        _check_no_mask("Subset.indices", dataset.indices)
+        dataset = dataset.dataset
 
 
 def _check_no_path(dataset: Any) -> None:
@@ -134,22 +137,21 @@ def _check_yields(name: str, value: Any) -> None:
             f"{name}={value!r} yields nothing: it has no __iter__, or is a class. Write "
             f"DataLoader(..., {line})."
         )
-    if name == "batch_sampler" and isinstance(value, (*_OF_INDICES, range)):
+    flat = isinstance(value, (*_OF_INDICES, range)) or getattr(value, "ndim", 0) == 1
+    if name == "batch_sampler" and flat:
         raise OptionTypeError(
-            f"batch_sampler={kind.__name__}(...) yields indices, and no lists of them. Write "
-            f"DataLoader(..., sampler={kind.__name__}(...), batch_size=32)."
+            f"batch_sampler= is given a {kind.__name__}, which yields indices, and no lists of "
+            f"them. Write sampler= for batch_sampler=: DataLoader(..., sampler=..., batch_size=32)."
         )
 
 
 def _check_no_mask(name: str, value: Any) -> None:
     """Raise for True and False in the place of indices, which would be 1 and 0."""
     if isinstance(value, (list, tuple)):
-        mask = len(value) > 0 and isinstance(value[0], (bool, np.bool_))
-    else:
-        mask = getattr(value, "dtype", None) in (torch.bool, np.dtype(bool))
-    if mask:
+        value = value[0] if value else None
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, np.dtype(bool)):
         raise OptionTypeError(
-            f"{name} is a mask of True and False, which count as the indices 1 and 0. Write the "
+            f"{name} holds a mask of True and False, which count as the indices 1 and 0. Write the "
             f"indices: torch.as_tensor(mask).nonzero().flatten().tolist()."
         )
 

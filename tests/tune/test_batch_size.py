@@ -333,7 +333,7 @@ def test_real_memory_of_the_process(freed):
         high=8,
         min_gain=None,
     )
-    taken = [t.memory_bytes / (SAMPLE_BYTES) for t in found.trials]
+    taken = [t.memory_bytes / SAMPLE_BYTES for t in found.trials]
     assert [t.batch_size for t in found.trials] == [1, 2, 4, 8]
     assert 7 < taken[-1] < 20
     assert taken[-1] > taken[0]

@@ -37,11 +37,6 @@ class Leaves(NamedTuple):
 
 def collate_leaves(batch: Sequence[Any], leaves: Leaves) -> Any:
     """Collate samples of one structure, each column of leaves by its handler."""
-    if not len(batch):
-        raise IndexError(
-            "list index out of range: an empty list of samples makes no batch. Yield no empty "
-            "lists from batch_sampler=, and return none from a collate_fn's filter."
-        )
     try:
         first = batch[0]
         kind = type(first)
@@ -61,6 +56,13 @@ def collate_leaves(batch: Sequence[Any], leaves: Leaves) -> Any:
             return _collate_sequence(batch, first, leaves)
     except CollateError:
         raise
+    except IndexError as error:
+        if len(batch):
+            raise
+        raise IndexError(
+            f"{error}: an empty list of samples makes no batch. Yield no empty lists from "
+            f"batch_sampler=, and return none from a collate_fn's filter."
+        ) from None
     except (TypeError, RuntimeError, ValueError, OverflowError) as error:
         _check_alike(batch, f"{error}: ")
         _check_fits(batch, leaves)

@@ -25,12 +25,15 @@ def listed(indices: Any) -> list[Any]:
     Raises:
         OptionTypeError: it is a single index.
     """
-    if not hasattr(indices, "__iter__"):
+    try:
+        return list(indices)
+    except TypeError:
+        if hasattr(indices, "__iter__") or hasattr(indices, "__getitem__"):
+            raise
         raise OptionTypeError(
             f"batch_sampler= yielded {indices!r}, and a batch is made of a list of indices. Yield "
             f"lists, or write sampler= for batch_sampler=, with batch_size=."
-        )
-    return list(indices)
+        ) from None
 
 
 # Datasets and functions whose code is known and draws no random numbers.
@@ -73,8 +76,7 @@ class Recipe:
         Raises:
             OptionTypeError: nothing, as a function does that changes its batch and forgets it.
         """
-        assert self.transform is not None
-        changed = self.transform(batch)
+        changed = batch if self.transform is None else self.transform(batch)
         if changed is None:
             raise OptionTypeError(
                 "batch_transform returned None, which would take the batch's place. End it with "

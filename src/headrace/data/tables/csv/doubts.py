@@ -227,9 +227,7 @@ def _index(where: str, plan: Plan, name: str) -> Doubt | None:
 
 
 def _zeros(where: str, plan: Plan, name: str) -> Doubt | None:
-    there = [
-        f for f in plan.head[name] if f.lstrip()[:1] == "0" and re.fullmatch(r"0\d\d+", f.strip())
-    ]
+    there = [field for field in plan.head[name] if re.match(r"\s*0\d\d+\s*$", field)]
     there = list(dict.fromkeys(there))
     if not there:
         return None
