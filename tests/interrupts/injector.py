@@ -1,6 +1,7 @@
 """Raises an exception at any line of the loader's machinery, in the user's thread."""
 
 import linecache
+import opcode
 import os
 import sys
 from collections import Counter
@@ -19,7 +20,11 @@ Place = tuple[str, int, int]  # file, line (or instruction), and the how-manieth
 
 
 class Injector:
-    """Counts the lines that a program reaches, or interrupts it at one of them."""
+    """Counts the lines that a program reaches, or interrupts it at one of them.
+
+    With ``each_instruction`` it is where Python itself looks for an interruption: as a function
+    begins, behind each call, and at each jump back.
+    """
 
     def __init__(self, at: Place | None = None, *, each_instruction: bool = False) -> None:
         self.reached: Counter[tuple[str, int]] = Counter()
@@ -28,6 +33,7 @@ class Injector:
         self._event = "opcode" if each_instruction else "line"
         self._pid = os.getpid()
         self._known: dict[str, bool] = {}
+        self._before: dict[int, str] = {}  # by frame: the instruction that it came from
 
     def run(self, program: Callable[[], Any]) -> Any:
         """Run a program under watch; what it raises passes through."""
@@ -37,11 +43,13 @@ class Injector:
         finally:
             sys.settrace(None)
 
-    def _may_raise(self, file: str, line: int) -> bool:
+    def _may_raise(self, frame: FrameType) -> bool:
+        if self._event == "opcode":
+            return self._looks(frame)
         # There no interruption is ever taken up: between the last record and the return (it would
         # be one in the user's own line), between the body of a `with` and its end, at a `try`, an
         # instruction that does nothing, and between what a `finally` is for and its first line.
-        # Python looks for one behind a call, at a jump back, and as a function begins.
+        file, line = frame.f_code.co_filename, frame.f_lineno
         text = linecache.getline(file, line).strip()
         if text in ("return batch", "try:") or text.startswith("with "):
             return False
@@ -49,6 +57,11 @@ class Injector:
         if before == "try:":
             before = linecache.getline(file, line - 2).strip()
         return before != "finally:"
+
+    def _looks(self, frame: FrameType) -> bool:
+        before = self._before.get(id(frame), "")
+        self._before[id(frame)] = opcode.opname[frame.f_code.co_code[frame.f_lasti]]
+        return before.startswith("CALL") or before in ("RESUME", "JUMP_BACKWARD")
 
     def _is_ours(self, file: str) -> bool:
         if file not in self._known:
@@ -61,6 +74,7 @@ class Injector:
         if not self._is_ours(frame.f_code.co_filename):
             return None
         frame.f_trace_opcodes = self._event == "opcode"
+        self._before.pop(id(frame), None)
         return self._line
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -72,7 +86,7 @@ class Injector:
                 frame.f_lineno if event == "line" else code.co_firstlineno * 10_000 + frame.f_lasti
             )
             here = (code.co_filename, number)
-            if not self._may_raise(code.co_filename, frame.f_lineno):
+            if not self._may_raise(frame):
                 return self._line
             self.reached[here] += 1
             if self._at == (*here, self.reached[here]):

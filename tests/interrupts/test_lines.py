@@ -1,9 +1,13 @@
 """An interruption at any line: held batches stay, the next epoch is exact, nothing is left."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
+from headrace.engine.order.samplers import with_seed
 from interrupts.injector import Injector, Place, describe
 from interrupts.trial import reference, run
 from interrupts.ways import WAYS, Way
@@ -45,3 +49,26 @@ def test_an_interruption_at_every_line(name: str) -> None:
         places = places_of(way)
         assert len(places) > 100
         assert faults_at(way, reference(way), places) == []
+
+
+class Drawing:
+    """A sampler of a stranger's, which draws from the program's generator."""
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(3):
+            yield int(torch.randint(1000, ()))
+
+
+def test_an_interruption_while_a_stranger_draws_puts_the_programs_generator_back() -> None:
+    stands = torch.get_rng_state()
+
+    def draw() -> list[int]:
+        return list(with_seed(Drawing(), 7))
+
+    watched = Injector(each_instruction=True)
+    assert len(watched.run(draw)) == 3
+    for here, times in sorted(watched.reached.items()):
+        for time in range(1, times + 1):
+            with contextlib.suppress(KeyboardInterrupt):
+                Injector((*here, time), each_instruction=True).run(draw)
+            assert torch.equal(torch.get_rng_state(), stands), describe((*here, time))

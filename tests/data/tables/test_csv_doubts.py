@@ -201,8 +201,8 @@ DOUBTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "zeros behind a space": (
         "n,b\n 007,1\n 012,2\n",
-        {"skipinitialspace": True},
-        r"column 'n' has zeros in front, as ' ?007'",
+        {},
+        r"column 'n' has zeros in front, as ' 007'",
     ),
     "zeros in front": (
         "zip,b\n01234,1\n02139,2\n10001,3\n",

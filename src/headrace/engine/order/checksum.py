@@ -40,7 +40,7 @@ def _named(value: Any) -> list[str]:
     kind, raw = type(value).__name__, b""
     if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
         kind = f"{value.dtype} {tuple(value.shape)}"
-        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        plain = value.detach().cpu().contiguous()
         raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
         kind, raw = f"{value.dtype} {value.shape}", value.tobytes()
