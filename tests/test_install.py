@@ -72,6 +72,97 @@ def test_every_name_of_torchs_class_is_ours_and_goes_back(library):
     assert library.DataLoader is library.Loader is face.STOCK
 
 
+HELD = {
+    "a default": ("def make(dataset, cls=DataLoader): return cls(dataset)", "make(DATA)"),
+    "a default by keyword": ("def make(*, cls=DataLoader): return cls", "make()(DATA)"),
+    "a default of several": (
+        "def make(first, a=DataLoader, b=3, c=DataLoader): return (a, c)[first]",
+        "make(0)(DATA), make(1)(DATA)",
+    ),
+    "a default of a method": (
+        "class Maker:\n    def make(self, cls=DataLoader): return cls(DATA)",
+        "Maker().make()",
+    ),
+    "an attribute of a class": (
+        "class Maker: loader_class = DataLoader",
+        "Maker.loader_class(DATA)",
+    ),
+    "an attribute of an object": (
+        "class Maker:\n    def __init__(self): self.kind = DataLoader\nmaker = Maker()",
+        "maker.kind(DATA)",
+    ),
+    "a field of a dataclass": (
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Config:\n"
+        "    kind: type = DataLoader\nconfig = Config()",
+        "config.kind(DATA), Config().kind(DATA), Config.kind(DATA)",
+    ),
+    "a registry": ("LOADERS = {'torch': DataLoader}", "LOADERS['torch'](DATA)"),
+    "a registry inside another": (
+        "CONFIG = {'train': {'loaders': [None, DataLoader]}}",
+        "CONFIG['train']['loaders'][1](DATA)",
+    ),
+    "a registry of a class": (
+        "class Registry:\n    known = {}\nRegistry.known['torch'] = DataLoader",
+        "Registry.known['torch'](DATA)",
+    ),
+    "a tuple": ("KINDS = (int, DataLoader)", "KINDS[1](DATA)"),
+    "a partial": (
+        "import functools\nmake = functools.partial(DataLoader, batch_size=3)",
+        "make(DATA)",
+    ),
+    "a closure": (
+        "def factory(cls):\n    def make(): return cls(DATA)\n    return make\n"
+        "make = factory(DataLoader)",
+        "make()",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", HELD)
+def test_whatever_holds_torchs_class_holds_ours_and_goes_back(library, source):
+    written, made = HELD[source]
+    vars(library)["DATA"] = DATA
+    exec(written.replace("DataLoader", "torch.utils.data.DataLoader"), vars(library))
+
+    def kinds():
+        loaders = eval(made, vars(library))
+        return {type(one) for one in (loaders if isinstance(loaders, tuple) else (loaders,))}
+
+    assert kinds() == {face.STOCK}
+    report = headrace.install(quiet=True)
+    assert kinds() == {headrace.DataLoader}
+    assert report.held
+    assert not [name for name in report.unreached if "a_library" in name]
+    headrace.uninstall()
+    assert kinds() == {face.STOCK}
+
+
+def test_annotations_bases_and_super_stay_as_they_are(library):
+    exec(
+        "def look(loader: torch.utils.data.DataLoader) -> None: pass\n"
+        "class Derived(DataLoader):\n"
+        "    def __len__(self): return super().__len__() + 1\n",
+        vars(library),
+    )
+    with installed():
+        assert library.look.__annotations__["loader"] is face.STOCK
+        assert len(library.Derived(DATA)) == 21
+    assert len(library.Derived(DATA)) == 21
+
+
+def test_what_cannot_be_replaced_is_said(library, capsys):
+    class Fixed(type):
+        def __setattr__(cls, name, value):
+            raise AttributeError(name)
+
+    library.Fixed = Fixed
+    exec("class Config(metaclass=Fixed): kind = torch.utils.data.DataLoader", vars(library))
+    report = headrace.install()
+    assert "not reached: a_library.Config.kind" in capsys.readouterr().err
+    assert report.unreached == ("a_library.Config.kind",)
+    assert "a_library.Config.kind: holds torch's class" in report.details()
+
+
 def test_derived_classes_become_ours_and_go_back(library):
     before = library.Derived(DATA, 4, more=2)
     report = headrace.install(quiet=True)
@@ -140,7 +231,11 @@ def test_what_is_loaded_later_follows_and_goes_back():
 
 
 def test_a_module_file_loaded_meanwhile_goes_back_unless_it_means_ours(tmp_path, monkeypatch):
-    (tmp_path / "took_torchs.py").write_text("from torch.utils.data import DataLoader\n")
+    (tmp_path / "took_torchs.py").write_text(
+        "from torch.utils.data import DataLoader\n"
+        "KNOWN = {'torch': DataLoader}\n"
+        "def make(cls=DataLoader): return cls\n"
+    )
     (tmp_path / "took_ours.py").write_text("from headrace import DataLoader\n")
     monkeypatch.syspath_prepend(tmp_path)
     with installed():
@@ -148,7 +243,8 @@ def test_a_module_file_loaded_meanwhile_goes_back_unless_it_means_ours(tmp_path,
         import took_torchs
 
         assert took_torchs.DataLoader is headrace.DataLoader
-    assert took_torchs.DataLoader is face.STOCK
+    assert took_torchs.DataLoader is took_torchs.make() is face.STOCK
+    assert took_torchs.KNOWN == {"torch": face.STOCK}
     assert took_ours.DataLoader is headrace.DataLoader
 
 

@@ -1,10 +1,10 @@
 """headrace's loader in the place of torch's, for programs and libraries that build their own.
 
-What is replaced: every name in a loaded module that *is* torch's class, and the bases of the
-classes that were derived from it before. What is imported later takes ours from
-``torch.utils.data`` by itself, and so do processes that are started by spawn or forkserver. A class
-that makes its iterators itself (it defines ``_get_iterator``) is left alone: ours would only be in
-its way.
+What is replaced: every name in a loaded module that *is* torch's class, whatever else holds it
+(:mod:`headrace.install.held`), and the bases of the classes that were derived from it before. What
+is imported later takes ours from ``torch.utils.data`` by itself, and so do processes that are
+started by spawn or forkserver. A class that makes its iterators itself (it defines
+``_get_iterator``) is left alone: ours would only be in its way.
 
 While it is installed, loaders of torch's own class count as instances of ours too, so that no check
 of a library's fails for a loader that was there before.
@@ -25,6 +25,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, dataloader
 
 from headrace.errors import OptionError
+from headrace.install.held import Place, places
 from headrace.loader import STOCK, DataLoader, LoaderType
 
 # What a program that knows only torch's loader cannot ask for; num_workers replaces what it asks.
@@ -49,6 +50,8 @@ class Installation:
 
     Attributes:
         names: where torch's class stood, as "module.name".
+        held: what else held it: defaults, attributes, registries, partials, closures.
+        unreached: what holds it still, as it cannot be given another.
         classes: those that were derived from it, and are derived from headrace's now.
         left_alone: those that make their iterators themselves, and stay with torch.
         private: modules that name torch's own iterators, and may not know headrace's.
@@ -56,6 +59,8 @@ class Installation:
     """
 
     names: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     left_alone: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
@@ -63,23 +68,31 @@ class Installation:
 
     def __str__(self) -> str:
         """Return what was replaced and what was not, in one line."""
-        said = f"DataLoader is headrace's: {_count(self.names, 'name')}"
+        parts = [_count(self.names, "name")]
+        if self.held:
+            parts.append(_count(self.held, "other place"))
         if self.classes:
-            said += f" and {_count(self.classes, 'derived class', 'derived classes')} replaced"
-        else:
-            said += " replaced"
+            parts.append(_count(self.classes, "derived class", "derived classes"))
+        listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+        said = f"DataLoader is headrace's: {listed} replaced"
         if self.options:
             said += "; with " + ", ".join(f"{name}={value!r}" for name, value in self.options)
         if self.left_alone:
             said += f"; left with torch: {', '.join(self.left_alone)}"
+        if self.unreached:
+            said += f"; not reached: {', '.join(self.unreached)}"
         return said
 
     def details(self) -> str:
         """Return the same in full, a line each."""
-        rows = [(name, "replaced") for name in self.names]
+        rows = [(name, "replaced") for name in (*self.names, *self.held)]
         rows += [(name, "derived from headrace's loader now") for name in self.classes]
         rows += [
             (name, "left with torch: it makes its iterators itself") for name in self.left_alone
+        ]
+        rows += [
+            (name, "holds torch's class, and cannot be given another: make it behind install()")
+            for name in self.unreached
         ]
         rows += [
             (name, "names torch's private iterators: what it does with them is not reached")
@@ -93,6 +106,7 @@ class _Installed:
 
     def __init__(self) -> None:
         self.names: list[tuple[dict[str, Any], str]] = []
+        self.held: list[Place] = []
         self.bases: list[tuple[type, tuple[type, ...]]] = []
         self.modules = set(sys.modules)  # those that were there before
 
@@ -125,8 +139,12 @@ def install(*, verbose: bool = False, quiet: bool = False, **options: Any) -> In
     DataLoader.__init__ = _init_with(options) if options else _own_init  # type: ignore[method-assign]
     spawn.get_preparation_data = _preparation_with(options)
     classes, left_alone = _rebase(_installed)
+    names = tuple(_rename(_installed))
+    held, unreached = _replace_held(_installed)
     found = Installation(
-        names=tuple(_rename(_installed)),
+        names=names,
+        held=held,
+        unreached=unreached,
         classes=classes,
         left_alone=left_alone,
         private=tuple(_private_users()),
@@ -147,7 +165,12 @@ def uninstall() -> None:
     LoaderType.in_place = False
     DataLoader.__init__ = _own_init  # type: ignore[method-assign]
     spawn.get_preparation_data = _own_preparation
-    for namespace, name in [*installed.names, *_taken_since(installed)]:
+    since = set(_loaded_since(installed))
+    taken = [place for place in places(DataLoader) if place.module in since] if since else []
+    for place in [*installed.held, *taken]:
+        if place.put is not None and place.get() is DataLoader:
+            place.put(STOCK)
+    for namespace, name in [*installed.names, *_taken(since)]:
         if namespace.get(name) is DataLoader:
             namespace[name] = STOCK
     for cls, bases in installed.bases:
@@ -228,6 +251,22 @@ def _rename(installed: _Installed) -> Iterator[str]:
                 yield f"{module_name}.{name}"
 
 
+def _replace_held(installed: _Installed) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Put our class wherever else torch's is held; return where, and where it cannot be done."""
+    replaced, unreached = [], []
+    for place in places(STOCK):
+        try:
+            if place.put is None:
+                raise TypeError(place.name)
+            place.put(DataLoader)
+        except (TypeError, AttributeError, ValueError):
+            unreached.append(place.name)
+            continue
+        installed.held.append(place)
+        replaced.append(place.name)
+    return tuple(replaced), tuple(unreached)
+
+
 def _rebase(installed: _Installed) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Derive from our class what was derived from torch's; return those that are, and the rest."""
     replaced, left_alone = [], []
@@ -259,8 +298,8 @@ def _private_users() -> Iterator[str]:
             yield module_name
 
 
-def _taken_since(installed: _Installed) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the names under which modules that were loaded since took ours for torch's.
+def _loaded_since(installed: _Installed) -> Iterator[str]:
+    """Yield the modules that were loaded since, and may have taken ours for torch's.
 
     A module that names headrace in its source meant ours.
     """
@@ -269,15 +308,21 @@ def _taken_since(installed: _Installed) -> Iterator[tuple[dict[str, Any], str]]:
             continue
         if module_name.partition(".")[0] == "headrace":
             continue
-        names = [name for name, value in list(vars(module).items()) if value is DataLoader]
-        if not names:
-            continue
         try:
             source = inspect.getsource(module)
         except (OSError, TypeError):
             continue
-        if "headrace" not in source:
-            yield from ((vars(module), name) for name in names)
+        if "DataLoader" in source and "headrace" not in source:
+            yield module_name
+
+
+def _taken(modules: set[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the names under which modules have our class."""
+    for module in modules:
+        namespace = vars(sys.modules[module])
+        yield from (
+            (namespace, name) for name, value in list(namespace.items()) if value is DataLoader
+        )
 
 
 class _Begin:
