@@ -11,6 +11,7 @@ ARGS ?=
 VENV := .venv
 OLDEST := .venv-oldest
 LIBRARIES := .venv-libraries
+STREAMING := .venv-streaming
 OLDEST_TORCH := 2.10
 OLDEST_NUMPY := 1.26
 OLDEST_PYARROW := 21
@@ -59,8 +60,9 @@ docs-serve: $(VENV)/.installed-dev  ## the documentation, live on this machine
 stress: $(VENV)/.installed-dev  ## the long kills and soaks
 	@$(BIN)/python -m pytest -m stress $(ARGS)
 
-test-libraries: $(LIBRARIES)/.installed  ## programs of other libraries; writes docs/works-with.md
+test-libraries: $(LIBRARIES)/.installed $(STREAMING)/.installed  ## programs of other libraries; writes docs/works-with.md
 	@rm -f $(LIBRARIES)/seen.jsonl
+	@HEADRACE_WORKS_WITH=$(LIBRARIES)/seen.jsonl $(STREAMING)/bin/python -m pytest tests/libraries/test_streaming.py
 	@HEADRACE_WORKS_WITH=$(LIBRARIES)/seen.jsonl $(LIBRARIES)/bin/python -m pytest tests/libraries $(ARGS)
 	@$(LIBRARIES)/bin/python scripts/works_with.py $(LIBRARIES)/seen.jsonl docs/works-with.md
 
@@ -74,12 +76,12 @@ dist: $(VENV)/.installed-dev  ## sdist and wheel, checked, and used where nothin
 	@sh scripts/check_dist.sh $(abspath $(BIN))
 
 clean:  ## remove the environments and everything built
-	rm -rf $(VENV) $(VENV)-3.* $(OLDEST) $(LIBRARIES) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-3.* $(OLDEST) $(LIBRARIES) $(STREAMING) site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # One environment, two stamps: the demo asks for less than the tests do. A stamp is older
 # than pyproject.toml when the dependencies may have changed; uv then checks in a moment.
 
-$(VENV)/bin/uv $(OLDEST)/bin/uv $(LIBRARIES)/bin/uv:
+$(VENV)/bin/uv $(OLDEST)/bin/uv $(LIBRARIES)/bin/uv $(STREAMING)/bin/uv:
 	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh $(patsubst %/bin/uv,%,$@)
 
 $(VENV)/.installed-demo: pyproject.toml | $(VENV)/bin/uv
@@ -105,4 +107,10 @@ $(LIBRARIES)/.installed: pyproject.toml | $(LIBRARIES)/bin/uv
 	@echo "headrace: installing some twenty libraries into $(LIBRARIES) ..."
 	@$(LIBRARIES)/bin/uv pip install --quiet --python $(LIBRARIES)/bin/python \
 		--editable . --group libraries
+	@touch $@
+
+$(STREAMING)/.installed: pyproject.toml | $(STREAMING)/bin/uv
+	@echo "headrace: installing mosaicml-streaming into $(STREAMING) ..."
+	@$(STREAMING)/bin/uv pip install --quiet --python $(STREAMING)/bin/python \
+		--editable . --group streaming
 	@touch $@

@@ -125,34 +125,68 @@ class Stream(IterableDataset):
     def __iter__(self):
         return iter(torch.arange(22.0))
 
+class Stateful(IterableDataset):
+    at = 0
+    def __iter__(self):
+        while self.at < 22:
+            self.at += 1
+            yield torch.tensor(self.at - 1.0)
+        self.at = 0
+    def state_dict(self):
+        return {"at": self.at}
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
 def value(batch):
     return (batch[0] if isinstance(batch, (list, tuple)) else batch).tolist()
 
-def share(dataset, loader_options, dispatch):
+def prepared(make_dataset, loader_options, dispatch):
     accelerate.state.AcceleratorState._reset_state()
     accelerate.state.GradientState._reset_state()
     configuration = accelerate.DataLoaderConfiguration(dispatch_batches=dispatch)
     accelerator = accelerate.Accelerator(cpu=True, dataloader_config=configuration)
     torch.manual_seed(5)
-    loader = torch.utils.data.DataLoader(dataset, 4, **loader_options)
-    loader = accelerator.prepare(loader)
+    loader = torch.utils.data.DataLoader(make_dataset(), 4, **loader_options)
+    return accelerator.prepare(loader)
+
+def share(*case):
+    loader = prepared(*case)
     got = [[value(batch) for batch in loader] for _ in range(2)]
     rest = [value(batch) for batch in accelerate.skip_first_batches(loader, 1)]
     return [type(loader.base_dataloader).__module__.partition(".")[0], got, rest]
 
+def not_exact(*case):
+    # The steps of two epochs behind which a state does not lead to the rest.
+    loader, wrong = prepared(*case), []
+    for epoch in range(2):
+        seen, states = [], []
+        for batch in loader:
+            seen.append(value(batch))
+            states.append(json.loads(json.dumps(loader.state_dict())))
+        for step, state in enumerate(states[:-1]):  # the last is behind the epoch
+            again = prepared(*case)
+            again.load_state_dict(state)
+            if [value(batch) for batch in again] != seen[step + 1:]:
+                wrong.append((epoch, step))
+    return wrong
+
 CASES = {
-    "sharded": (data, {"shuffle": True}, None),
-    "workers": (data, {"shuffle": True, "num_workers": 1}, None),
-    "dispatched": (data, {}, True),
-    "stream": (Stream(), {}, None),
+    "sharded": (lambda: data, {"shuffle": True}, None),
+    "workers": (lambda: data, {"shuffle": True, "num_workers": 1}, None),
+    "dispatched": (lambda: data, {"shuffle": True}, True),
+    "stream": (Stream, {}, None),
+    "a stream with a state": (Stateful, {}, None),
 }
 found = {name: [share(*case)] for name, case in CASES.items()}
 headrace.install(quiet=True)
 for name, case in CASES.items():
-    found[name].append(share(*case))
+    found[name] += share(*case), not_exact(*case)
 open(f"{os.environ['RANK']}.json", "w").write(json.dumps(found))
 accelerate.Accelerator(cpu=True).end_training()
 """
+
+
+CASES_OF_TWO = ["sharded", "workers", "dispatched", "stream", "a stream with a state"]
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +209,20 @@ def shared_by_two(tmp_path_factory):
 
 
 @pytest.mark.library("accelerate", "two processes: shards equal torch's, the dispatcher too")
-@pytest.mark.parametrize("case", ["sharded", "workers", "dispatched", "stream"])
+@pytest.mark.parametrize("case", CASES_OF_TWO)
 def test_two_processes_share_as_with_torchs(shared_by_two, case):
     for rank in shared_by_two:
-        (stock, *wanted), (ours, *got) = rank[case]
+        (stock, *wanted), (ours, *got), _ = rank[case]
         assert (stock, ours) == ("torch", "headrace")
         assert got == wanted
     assert shared_by_two[0][case] != shared_by_two[1][case]
+
+
+@pytest.mark.library("accelerate", "two processes: resume in mid-epoch, the dispatcher too")
+@pytest.mark.parametrize("case", CASES_OF_TWO)
+def test_two_processes_resume(shared_by_two, case):
+    for rank in shared_by_two:
+        assert rank[case][2] == []
 
 
 def test_shard_beside_its_own_division_is_an_error(accelerator):

@@ -6,9 +6,11 @@ import signal
 import warnings
 
 import pytest
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 from headrace import DataLoader
+from headrace.data.compose import MappedStream
+from headrace.engine.order.streams import said_of
 from headrace.errors import StateError
 from state.loaders import StatefulStream, Stream, plain
 
@@ -222,3 +224,61 @@ def test_workers_that_persist_begin_the_next_epoch_at_its_start():
     whole = [int(i) for batch in again for i in batch["number"]]
     assert len(rest) == 21
     assert sorted(whole) == list(range(24))
+
+
+class AnotherProtocol(Stream):
+    """Has methods of these names for a loader of its own, as Mosaic's StreamingDataset has."""
+
+    def state_dict(self, num_samples, from_beginning):
+        raise AssertionError("it was asked with what it does not know")
+
+    def load_state_dict(self, obj, strict):
+        raise AssertionError("it was given a state of ours")
+
+
+class Attributes(Stream):
+    """Has attributes of these names that cannot be called."""
+
+    state_dict = load_state_dict = None
+
+
+@pytest.mark.filterwarnings(REPLAYED)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", [AnotherProtocol, Attributes])
+def test_methods_with_other_arguments_are_for_somebody_else(kind, wrapped, workers):
+    def of(length):
+        return MappedStream(kind(length), plain) if wrapped else kind(length)
+
+    batches, states, _ = states_on_the_way(make(of(12), workers))
+    again = after(make(of(12), workers), states[2])
+    assert [plain(batch) for batch in again] == batches[2:]
+
+
+def test_a_sampler_s_methods_with_other_arguments_are_for_somebody_else():
+    class Backwards(Sampler):
+        def __iter__(self):
+            return iter(range(11, -1, -1))
+
+        def __len__(self):
+            return 12
+
+        def state_dict(self, step):
+            raise AssertionError(step)
+
+        def load_state_dict(self, state):
+            raise AssertionError(state)
+
+    def loader():
+        return make(range(12), sampler=Backwards())
+
+    batches, states, _ = states_on_the_way(loader())
+    assert [plain(batch) for batch in after(loader(), states[1])] == batches[1:]
+
+
+@pytest.mark.filterwarnings(REPLAYED)
+def test_a_wrapper_s_answer_is_not_taken_for_another_s():
+    """What one mapped stream can do says nothing of the next, though they are of one class."""
+    for kind in (Stream, StatefulStream, AnotherProtocol, StatefulStream):
+        said = said_of(MappedStream(kind(5), plain))
+        assert (said is not None) == (kind is StatefulStream)

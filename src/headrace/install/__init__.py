@@ -25,6 +25,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, dataloader
 
 from headrace.errors import OptionError
+from headrace.install import dispatcher
 from headrace.install.held import Place, places
 from headrace.loader import STOCK, DataLoader, LoaderType
 
@@ -136,7 +137,8 @@ def install(*, verbose: bool = False, quiet: bool = False, **options: Any) -> In
     if _installed is None:
         _installed = _Installed()
     LoaderType.in_place = True
-    DataLoader.__init__ = _init_with(options) if options else _own_init  # type: ignore[method-assign]
+    DataLoader.__init__ = _init_with(options)  # type: ignore[method-assign]
+    dispatcher.correct()
     spawn.get_preparation_data = _preparation_with(options)
     classes, left_alone = _rebase(_installed)
     names = tuple(_rename(_installed))
@@ -165,6 +167,7 @@ def uninstall() -> None:
     LoaderType.in_place = False
     DataLoader.__init__ = _own_init  # type: ignore[method-assign]
     spawn.get_preparation_data = _own_preparation
+    dispatcher.undo()
     since = set(_loaded_since(installed))
     taken = [place for place in places(DataLoader) if place.module in since] if since else []
     for place in [*installed.held, *taken]:
@@ -216,6 +219,10 @@ def _init_with(options: dict[str, Any]) -> Callable[..., None]:
 
     @wraps(_own_init)
     def __init__(self: DataLoader[Any], *args: Any, **kwargs: Any) -> None:
+        dispatcher.correct()  # a library that was loaded since
+        if not options:
+            _own_init(self, *args, **kwargs)
+            return
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:

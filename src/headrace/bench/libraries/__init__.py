@@ -13,14 +13,20 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.utils.data
+from torch.utils.data import TensorDataset
 
+from headrace import installed
 from headrace.bench.harness import (
     Report,
     Row,
@@ -28,6 +34,7 @@ from headrace.bench.harness import (
     Size,
     System,
     at_least,
+    at_most,
     environment,
     in_turn,
     ratios,
@@ -37,6 +44,7 @@ from headrace.bench.harness import (
 _HERE = Path(__file__).parent
 _Kind = Literal["torch", "headrace"]
 _PICTURES = 256  # JPEG files
+_STATE_US = 100
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,39 @@ def measure(size: Size, say: Say) -> Report:
                 say(meaning[-1])
                 continue
             rows.append(_row(program, Path(folder), size, say))
+    if find_spec("accelerate") is not None:
+        rows.append(_states(size, say))
     return Report("libraries", tuple(meaning), tuple(rows), size, environment())
+
+
+def _states(size: Size, say: Say) -> Row:
+    """Measure what accelerate pays where it takes a state behind each batch."""
+    say("states behind each batch, under accelerate")
+    with installed():
+        import accelerate
+
+        loader = accelerate.Accelerator(cpu=True).prepare(
+            torch.utils.data.DataLoader(TensorDataset(torch.arange(100_000)), 4, shuffle=True)
+        )
+        took = []
+        for _ in range(size.rounds):
+            rounds = []
+            for number, _batch in enumerate(loader):
+                started = time.perf_counter()
+                loader.base_dataloader.state_dict()
+                rounds.append(time.perf_counter() - started)
+                if number == size.choose(500, 20):
+                    break
+            took.append(1e6 * median(rounds))
+    return Row(
+        work="state_dict() behind each batch, as accelerate takes it",
+        figure="median",
+        value=spread(took),
+        unit="us",
+        target=at_most(_STATE_US),
+        systems=(System("headrace", spread(took), "us"),),
+        note="100,000 samples, shuffled",
+    )
 
 
 def _row(program: _Program, folder: Path, size: Size, say: Say) -> Row:

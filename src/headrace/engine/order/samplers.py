@@ -4,29 +4,66 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DistributedSampler, Sampler, SequentialSampler
 
+from headrace.engine.order.streams import knows_its_place
+from headrace.rng import mix
 from headrace.sampling.order import is_exact
 from headrace.sampling.planned import is_planned
 
 _DRAW_NOTHING = (SequentialSampler, DistributedSampler)
+_FEW = 100  # samplers that one goes through; longer lists hold indices
 
 
 def generators_of(index_sampler: Any, own: torch.Generator | None) -> list[torch.Generator]:
-    """Return the generators that a loader draws from: its own or torch's, and its sampler's."""
+    """Return the generators that a loader draws from: its own or torch's, and its samplers'.
+
+    A sampler's are those that it holds, whatever it calls them, and those of the samplers that it
+    holds in turn: accelerate's and users' own go through another one.
+    """
     default = torch.default_generator
     generators = [default if own is None else own]
-    samplers = [getattr(index_sampler, "sampler", index_sampler)]
-    if type(index_sampler) is not BatchSampler:
-        samplers.insert(0, index_sampler)
-    drawn_from = [getattr(sampler, "generator", None) for sampler in samplers]
-    found = [g for g in drawn_from if isinstance(g, torch.Generator)]
-    if not found and not isinstance(samplers[-1], _DRAW_NOTHING):
-        found = [default]
+    found: list[torch.Generator] = []
+    for sampler, held in _held_in(index_sampler, {}).values():
+        from_torchs = not isinstance(sampler, _DRAW_NOTHING) and type(sampler) is not BatchSampler
+        found += held or [default] * from_torchs
     return generators + [g for g in dict.fromkeys(found) if g is not generators[0]]
+
+
+_Held: TypeAlias = dict[int, tuple[Any, list[torch.Generator]]]
+
+
+def _held_in(sampler: Any, seen: _Held) -> _Held:
+    """Return a sampler and those inside it, each once, with the generators that each holds."""
+    held: list[torch.Generator] = []
+    seen[id(sampler)] = sampler, held
+    inside = [getattr(sampler, name, None) for name in ("sampler", "batch_sampler")]
+    if type(sampler) is not BatchSampler:
+        for value in _attributes(sampler):
+            if isinstance(value, torch.Generator):
+                held.append(value)
+            elif isinstance(value, Sampler):
+                inside.append(value)
+    for inner in inside:
+        if inner is not None and id(inner) not in seen:
+            _held_in(inner, seen)
+    return seen
+
+
+def _attributes(sampler: Any) -> list[Any]:
+    """Return what a sampler holds: its attributes, and the items of lists, tuples and dicts."""
+    found: list[Any] = [getattr(sampler, "generator", None)]
+    for value in getattr(sampler, "__dict__", {}).values():
+        if isinstance(value, dict):
+            found += value.values()
+        elif isinstance(value, (list, tuple)) and len(value) <= _FEW:
+            found += value
+        else:
+            found.append(value)
+    return found
 
 
 def order_sampler(index_sampler: Any) -> Any:
@@ -42,17 +79,16 @@ def batch_size_of(batch_sampler: Any) -> int | None:
 def stateful(index_sampler: Any) -> Any:
     """Return the sampler that can say where it stands: the batch sampler, or the one inside."""
     for sampler in (index_sampler, getattr(index_sampler, "sampler", None)):
-        if hasattr(sampler, "state_dict") and hasattr(sampler, "load_state_dict"):
+        if knows_its_place(sampler):
             return sampler
     return None
 
 
 def with_seed(index_sampler: Any, seed: int) -> Any:
     """Return a sampler like this one, whose order follows from ``seed``."""
-    inner = getattr(index_sampler, "sampler", None)
-    if inner is not None:
+    if type(index_sampler) is BatchSampler:  # others may draw from generators themselves
         copied = copy.copy(index_sampler)
-        copied.sampler = with_seed(inner, seed)
+        copied.sampler = with_seed(index_sampler.sampler, seed)
         return copied
     if is_exact(index_sampler) or is_planned(index_sampler):
         copied = copy.copy(index_sampler)
@@ -65,8 +101,8 @@ def with_seed(index_sampler: Any, seed: int) -> Any:
 class _Seeded:
     """Iterates over a custom sampler while torch's generators stand where the seed puts them.
 
-    It may draw from torch's default generator or from one of its own; the first is put back after
-    each index, so that nobody else sees what was drawn.
+    It may draw from torch's default generator, or from those that it and the samplers inside it
+    hold; the first is put back after each index, so that nobody else sees what was drawn.
     """
 
     def __init__(self, sampler: Any, seed: int) -> None:
@@ -78,9 +114,10 @@ class _Seeded:
 
     def __iter__(self) -> Iterator[Any]:
         default = torch.default_generator
-        generator = getattr(self._sampler, "generator", None)
-        if isinstance(generator, torch.Generator) and generator is not default:
-            generator.manual_seed(self._seed)
+        held = [one for _, several in _held_in(self._sampler, {}).values() for one in several]
+        for number, generator in enumerate(dict.fromkeys(held)):
+            if generator is not default:
+                generator.manual_seed(mix(number, state=self._seed) if number else self._seed)
         ours = torch.Generator().manual_seed(self._seed).get_state()
         indices: Iterator[Any] | None = None
         while True:

@@ -8,16 +8,46 @@ before ``iter()``: it is loaded, and then an epoch begins.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from headrace.errors import StateError
 
 Stream: TypeAlias = dict[str, Any]
 
 
+_METHODS = {"state_dict", "load_state_dict"}
+_kinds: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # it is asked for each batch
+
+
 def knows_its_place(stream: Any) -> bool:
-    """Say whether a dataset, or its iterator, can say where it stands and be put back there."""
-    return hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
+    """Say whether a dataset, an iterator or a sampler can say where it stands and be put back.
+
+    Methods of these names that want other arguments are for somebody else: Mosaic's
+    StreamingDataset has a ``state_dict(num_samples, from_beginning)``, for its own loader.
+    """
+    kind = type(stream)
+    known = _kinds.get(kind)
+    if known is None:
+        known = _takes(stream, "state_dict", 0) and _takes(stream, "load_state_dict", 1)
+        if not (_METHODS & {*getattr(stream, "__dict__", ())} or hasattr(kind, "__getattr__")):
+            _kinds[kind] = known
+    return known
+
+
+def _takes(stream: Any, name: str, count: int) -> bool:
+    """Say whether there is a method of a name that can be called with so many arguments."""
+    method = getattr(stream, name, None)
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        return True
+    return True
 
 
 def said_of(stream: Any) -> Any:

@@ -1,0 +1,145 @@
+"""Samplers that go through others, or call their generators what they like: exact all the same."""
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
+
+from headrace import DataLoader
+from state.loaders import plain
+
+N = 24
+
+
+def seeded(number=1):
+    return torch.Generator().manual_seed(number)
+
+
+class Share(BatchSampler):
+    """Every second batch of another batch sampler: what accelerate puts around one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner) // 2
+
+    def __iter__(self):
+        for number, batch in enumerate(self.inner):
+            if number % 2 == 0:
+                yield batch
+
+
+class Chained(Sampler):
+    """One sampler after the other."""
+
+    def __init__(self, *samplers):
+        self.parts = list(samplers)
+
+    def __len__(self):
+        return sum(map(len, self.parts))
+
+    def __iter__(self):
+        for part in self.parts:
+            yield from part
+
+
+class ByName(Sampler):
+    """The same, by name."""
+
+    def __init__(self, *samplers):
+        self.named = dict(enumerate(samplers))
+
+    def __len__(self):
+        return sum(map(len, self.named.values()))
+
+    def __iter__(self):
+        for part in self.named.values():
+            yield from part
+
+
+class Rng(Sampler):
+    """A generator under another name."""
+
+    def __init__(self):
+        self.rng = seeded(5)
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        return iter(torch.randperm(N, generator=self.rng).tolist())
+
+
+class OrderOfBatches(BatchSampler):
+    """Shuffles another's batches by torch's default generator."""
+
+    def __iter__(self):
+        batches = list(super().__iter__())
+        for number in torch.randperm(len(batches)).tolist():
+            yield batches[number]
+
+
+def drawn(generator):
+    return RandomSampler(range(N), generator=generator)
+
+
+WITHIN = {
+    "a batch sampler in another": lambda: {
+        "batch_sampler": Share(BatchSampler(drawn(seeded()), 3, False))
+    },
+    "three deep": lambda: {"batch_sampler": Share(Share(BatchSampler(drawn(seeded()), 2, False)))},
+    "several": lambda: {"sampler": Chained(drawn(seeded(1)), drawn(seeded(2))), "batch_size": 5},
+    "several by name": lambda: {
+        "sampler": ByName(drawn(seeded(1)), drawn(seeded(2))),
+        "batch_size": 5,
+    },
+    "one of several draws from torch's": lambda: {
+        "sampler": Chained(drawn(seeded()), drawn(None)),
+        "batch_size": 5,
+    },
+    "another name": lambda: {"sampler": Rng(), "batch_size": 5},
+    "another name, inside": lambda: {"batch_sampler": Share(BatchSampler(Rng(), 3, False))},
+    "around a sampler that draws nothing": lambda: {
+        "batch_sampler": OrderOfBatches(SequentialSampler(range(N)), 3, False)
+    },
+}
+
+
+def batches(loader):
+    return [plain(batch) for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("name", WITHIN)
+def test_later_epochs_go_on_behind_any_step(name, own, workers):
+    def make(seed):
+        torch.manual_seed(seed)
+        options = {"generator": seeded(9)} if own else {}
+        return DataLoader(range(N), num_workers=workers, **WITHIN[name](), **options)
+
+    loader = make(1)
+    batches(loader)
+    iterator, states, seen = iter(loader), [], []
+    for batch in iterator:
+        seen.append(plain(batch))
+        states.append(loader.state_dict())
+    for step in (1, len(states) - 1):
+        again = make(2)
+        again.load_state_dict(states[step - 1])
+        assert batches(again) == seen[step:], step
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_seed_is_what_the_order_follows_from(name):
+    def make(seed):
+        return DataLoader(range(N), seed=seed, **WITHIN[name]())
+
+    torch.manual_seed(1)
+    one = make(3)
+    torch.manual_seed(2)
+    other = make(3)
+    epochs = [batches(one), batches(one)]
+    assert [batches(other), batches(other)] == epochs
+    assert epochs[0] != epochs[1]
+    assert batches(make(4)) != epochs[0]
