@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset, Subset, random_split
 
 from headrace import DataLoader, GroupSampler
-from headrace.data.compose import MappedDataset
+from headrace.data.compose import FilteredDataset, MappedDataset
 from headrace.errors import OptionError, StateError
 from headrace.testing import assert_exact_resume
 
@@ -57,14 +58,7 @@ def test_each_sample_once_from_every_position(sizes, window, seed, draw):
 @given(st.lists(st.integers(1, 40), min_size=1), st.integers(1, 8), st.integers(0, 2**40))
 def test_a_group_is_read_in_one_window_of_so_many(sizes, window, seed):
     groups = group_of(sizes, np.array(list(sampler(sizes, window, seed))))
-    seen, last = set(), []
-    for group in groups.tolist():
-        if group not in last:
-            if len(last) == window:
-                seen |= set(last)
-                last = []
-            assert group not in seen
-            last.append(group)
+    _check_windows(groups.tolist(), window)
 
 
 @settings(max_examples=200, deadline=None)
@@ -159,6 +153,114 @@ def test_it_is_asked_only_for_shuffle_true_and_through_map():
     mapped = MappedDataset(dataset, str)
     assert type(DataLoader(mapped, 2, shuffle=True).sampler) is GroupSampler
     assert type(DataLoader([1, 2], 2, shuffle=True).sampler) is torch.utils.data.RandomSampler
+
+
+def _even(n):
+    return n % 2 == 0
+
+
+def _part(dataset, indices):
+    return Subset(dataset, indices), list(indices)
+
+
+def _split(dataset):
+    part, _ = random_split(dataset, [0.6, 0.4], torch.Generator().manual_seed(1))
+    return part, list(part.indices)
+
+
+PARTS = {
+    "ascending": lambda d: _part(d, range(0, len(d), 3)),
+    "in any order": lambda d: _part(d, np.random.default_rng(0).permutation(len(d))[:31]),
+    "negative and twice": lambda d: _part(d, [-1, 3, 3, -len(d), 20]),
+    "a tensor": lambda d: _part(d, torch.tensor([5, 2, 40])),
+    "a random split": _split,
+    "a part of a part": lambda d: (
+        Subset(Subset(d, range(40, 0, -1)), range(5, 30)),
+        list(range(35, 10, -1)),
+    ),
+    "filtered": lambda d: (FilteredDataset(d, _even), list(range(0, len(d), 2))),
+    "mapped, filtered, a part": lambda d: (
+        Subset(FilteredDataset(MappedDataset(d, int), _even), range(4, 19)),
+        list(range(8, 38, 2)),
+    ),
+    "joined": lambda d: (
+        ConcatDataset([d, Subset(d, range(9, 2, -1))]),
+        [*range(52), *range(9, 2, -1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_a_dataset_go_through_its_groups(name):
+    sizes, window = [7, 3, 12, 1, 20, 9], 2
+    part, members = PARTS[name](Shards(sizes, window))
+
+    def make():
+        return DataLoader(part, 4, shuffle=True, seed=3)
+
+    loader = make()
+    assert type(loader.sampler) is GroupSampler
+    order = [n for batch in loader for n in batch.tolist()]
+    assert sorted(order) == sorted(int(n) % 52 for n in members)
+    assert [n for batch in loader for n in batch.tolist()] != order  # the next epoch
+    if name != "joined":  # there a sample is in two groups
+        _check_windows(group_of(sizes, np.array(order)).tolist(), window)
+    assert_exact_resume(make)
+
+
+def _check_windows(groups, window):
+    """At no place is one between the first and the last sample of more groups than so many."""
+    first, last = {}, {}
+    for place, group in enumerate(groups):
+        first.setdefault(group, place)
+        last[group] = place
+    for place in range(len(groups)):
+        assert sum(first[group] <= place <= last[group] for group in first) <= window
+
+
+def test_parts_that_have_no_groups_are_torchs():
+    plain = Subset(list(range(9)), [1, 2])
+    joined = ConcatDataset([Shards([3], 1), range(4)])
+    for dataset in (plain, joined, Subset(Shards([3, 4], 1), [0.5])):
+        loader = DataLoader(dataset, 2, shuffle=True)
+        assert type(loader.sampler) is torch.utils.data.RandomSampler
+
+
+def test_ahead_hears_of_each_window_and_the_next_one():
+    told = []
+    sizes = [4, 0, 3, 5, 2]
+    ask = {"window": 2, "generator": torch.Generator().manual_seed(1), "ahead": told.append}
+    order = list(GroupSampler(sizes, **ask))
+    groups = list(dict.fromkeys(group_of(sizes, np.array(order)).tolist()))
+    heard = [group for window in told for group in window[:2]]
+    assert [g for g in heard if sizes[g]] == sorted(groups, key=heard.index)
+    assert [len(window) for window in told] == [4, 3, 1]
+    assert [window[2:] for window in told[:-1]] == [window[:2] for window in told[1:]]
+    told.clear()
+    list(GroupSampler(sizes, **ask).index_chunks(13))  # resumed in the last window
+    assert [len(window) for window in told] == [1]
+
+
+def test_ahead_is_asked_of_the_parts_that_are_joined():
+    told = {"a": [], "b": []}
+
+    class Named(Shards):
+        def __init__(self, name, sizes):
+            super().__init__(sizes, 1)
+            self.name = name
+
+        def __shuffle__(self, generator):
+            return GroupSampler(self.sizes, 1, generator, ahead=told[self.name].append)
+
+    joined = ConcatDataset([Named("a", [2, 3]), Named("b", [4])])
+    assert len(list(DataLoader(joined, 3, shuffle=True, seed=1))) == 3
+    assert {n for window in told["a"] for n in window} == {0, 1}
+    assert {n for window in told["b"] for n in window} == {0}
+
+
+def test_places_that_are_not_one_a_sample_are_refused():
+    with pytest.raises(OptionError, match="places= has 2 indices, and the groups have 3"):
+        GroupSampler([1, 2], places=[0, 1])
 
 
 def test_a_sampler_of_another_length_is_refused():

@@ -23,7 +23,7 @@ from headrace.data.identity import function_identity, identity_of
 from headrace.data.progress import Progress
 from headrace.errors import SampleIndexError
 from headrace.rng import BorrowedGenerators, ProcessGenerators, begin_task, end_task
-from headrace.sampling.groups import shuffle_of
+from headrace.sampling.groups import part_of, shuffle_of
 
 Function: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], object]
@@ -91,7 +91,7 @@ class MappedDataset(Source):
 
     def __shuffle__(self, generator: torch.Generator | None) -> Sampler[int] | None:
         """Return what the dataset wants ``shuffle=True`` to be."""
-        return shuffle_of(self.dataset, generator)  # type: ignore[arg-type]
+        return shuffle_of(self.dataset, generator)
 
     def _identity(self) -> str:
         return f"{identity_of(self.dataset)} {function_identity(self.fn)}"
@@ -148,6 +148,11 @@ class FilteredDataset(Source):
     def __getitems__(self, indices: Sequence[Any]) -> Any:
         """Return the samples at ``indices``, asking the dataset for all at once if it can."""
         return _samples(self.dataset, [self._place(index) for index in indices])
+
+    def __shuffle__(self, generator: torch.Generator | None) -> Sampler[int] | None:
+        """Return the dataset's own order of what is kept; None where that is torch's."""
+        whole = shuffle_of(self.dataset, generator)
+        return None if whole is None else part_of(whole, self.indices)
 
     def _place(self, index: Any) -> int:
         try:

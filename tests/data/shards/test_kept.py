@@ -104,6 +104,35 @@ def test_room_is_made_of_what_it_wrote_itself_only(urls, size, tmp_path):
     assert len(kept_in(cache)) == 2
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_window_is_fetched_before_it_is_read(urls, size, tmp_path, workers):
+    cache = tmp_path / "cache"
+    options = {"cache_bytes": 100 * size, "shuffle_shards": 1, "decode": False}
+    dataset = TarDataset(urls, cache_dir=cache, **options)
+    assert len(urls) > 2
+    loader = DataLoader(
+        dataset,
+        1,
+        shuffle=True,
+        num_workers=workers,
+        seed=0,
+        prefetch_factor=1 if workers else None,
+    )
+    batches = iter(loader)
+    next(batches)
+    until(lambda: len(kept_in(cache)) >= 2)
+    del batches
+
+
+def test_no_more_is_fetched_ahead_than_is_kept(urls, size, tmp_path):
+    cache = tmp_path / "cache"
+    dataset = TarDataset(urls, cache_dir=cache, cache_bytes=size, shuffle_shards=1, decode=False)
+    asked = []
+    dataset._kept.fetch = lambda about, stores: asked.append(about.address)
+    dataset._fetch_ahead([0, 1, 2])
+    assert asked == urls[:1]
+
+
 def test_where_others_have_taken_the_room_nothing_is_kept(web, urls, size, tmp_path):  # noqa: F811
     folder = tmp_path / "cache" / "shards"
     folder.mkdir(parents=True)

@@ -218,7 +218,21 @@ class TarDataset(Source):
         """Return the order of ``shuffle=True``: of shards, then within some of them at a time."""
         if self.shuffle_shards >= len(self._places):
             return None
-        return GroupSampler(np.diff(self._ends, prepend=0), self.shuffle_shards, generator)
+        sizes = np.diff(self._ends, prepend=0)
+        ahead = None if self._kept is None else self._fetch_ahead
+        return GroupSampler(sizes, self.shuffle_shards, generator, ahead=ahead)
+
+    def _fetch_ahead(self, shards: Sequence[int]) -> None:
+        """Have shards fetched that are read next, as many as are kept at a time."""
+        assert self._kept is not None
+        room = self._kept.cache_bytes
+        for number in shards:
+            place = self._places[number]
+            room -= place.stamp.size_bytes
+            if room < 0:
+                return
+            if place.about is not None:
+                self._kept.fetch_unless_kept(place.about, self._stores)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one sample."""

@@ -30,6 +30,7 @@ _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
 _AT_ONCE = 16
 _PIECE_BYTES = 8 << 20
+_PIECES_AT_ONCE = 4
 
 # What another attempt will not change.
 _FINAL = {
@@ -242,12 +243,11 @@ class _Keeper:
             if not self._take_room(descriptor, path, request["size"], request["bound"]):
                 os.unlink(part)
                 return
-            for first in range(0, request["size"], _PIECE_BYTES):
-                last = min(first + _PIECE_BYTES, request["size"])
-                span = [request["address"], request["etag"], request["size"], first, last]
-                data = memoryview(_read(span, options))
-                while data:
-                    data = data[os.pwrite(descriptor, data, last - len(data)) :]
+            firsts = range(0, request["size"], _PIECE_BYTES)
+            piece = partial(self._piece, descriptor, request, options)
+            with ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
+                for _ in pool.map(piece, firsts):
+                    pass
             os.fsync(descriptor)
             found = os.fstat(descriptor)
             with open(path + ".mark", "w", encoding="ascii") as mark:
@@ -256,6 +256,15 @@ class _Keeper:
         except BaseException:
             os.unlink(part)
             raise
+
+    def _piece(
+        self, descriptor: int, request: dict[str, Any], options: dict[str, Any], first: int
+    ) -> None:
+        last = min(first + _PIECE_BYTES, request["size"])
+        span = [request["address"], request["etag"], request["size"], first, last]
+        data = memoryview(_read(span, options))
+        while data:
+            data = data[os.pwrite(descriptor, data, last - len(data)) :]
 
     def _take_room(self, descriptor: int, path: str, size: int, bound: int) -> bool:
         """Give up the shards used least recently until there is room, and take it."""

@@ -86,6 +86,14 @@ class Kept:
             os.utime(path)  # the one that is used last is given up last
         return found
 
+    def fetch_unless_kept(self, about: Object, stores: Stores) -> None:
+        """Have a shard fetched that is not there; returns at once."""
+        path = self.path_of(about)
+        try:
+            os.utime(path)  # what is needed next is given up last
+        except OSError:
+            self.fetch(about, stores)
+
     def fetch(self, about: Object, stores: Stores) -> None:
         """Have a shard fetched; returns at once."""
         path = str(self.path_of(about))
