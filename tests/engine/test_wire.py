@@ -556,6 +556,49 @@ class TestMessages:
             assert sorted(os.listdir("/proc/self/fd")) == before, describe(place)
 
 
+class Bytes(bytes):
+    """A kind of bytes of a user's own."""
+
+
+LONG = bytes(range(256)) * (LEASE_BYTES // 256)
+STRINGS = {
+    "at the limit": LONG,
+    "below it": LONG[:-1],
+    "of several lengths": [LONG * n + b"x" * n for n in range(5)],
+    "as the shards give them": [{"__key__": str(n), "jpg": LONG * n, "cls": n} for n in range(9)],
+    "beside tensors": {"x": torch.ones(LARGE), "raw": (LONG, b"short", None), "y": [LONG + b"y"]},
+    "behind many other things": [*range(20), LONG],
+    "of another type": [LONG, Bytes(LONG), bytearray(LONG)],
+    "deep": [[[[[LONG]]]]],
+}
+
+
+class TestLongBytes:
+    @pytest.mark.parametrize("name", STRINGS)
+    def test_arrive_as_they_left(self, way: Way, name: str) -> None:
+        batch = STRINGS[name]
+        for _ in range(3):  # on memory that was used before
+            arrived = way.cross(batch)
+            assert_same(arrived, batch)
+            if name == "of another type":
+                assert [type(one) for one in arrived] == [bytes, Bytes, bytearray]
+
+    def test_one_object_arrives_as_one(self, way: Way) -> None:
+        first, second, third = way.cross([LONG, LONG + b"x", LONG])
+        assert first is third
+        assert second == LONG + b"x"
+
+    def test_hold_no_memory_once_they_are_there(self, way: Way) -> None:
+        arrived = way.cross([LONG * 4, LONG])
+        assert way.bring_home() == 1, "their buffer is free at once, though they are kept"
+        assert arrived == [LONG * 4, LONG]
+
+    def test_that_are_followed_by_what_cannot_be_packed_leave_nothing_lent(self, way: Way) -> None:
+        with pytest.raises(TypeError):
+            cargo.pack([LONG, (n for n in ())], way.pool)
+        assert way.cross([LONG]) == [LONG]
+
+
 def test_a_batch_larger_than_the_files_it_may_open() -> None:
     """Buffers are sent on the way, so that their descriptors do not pile up."""
     way = Way()

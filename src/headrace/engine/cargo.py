@@ -1,4 +1,4 @@
-"""How a batch is packed: pickled, with its tensors and arrays taken out.
+"""How a batch is packed: pickled, with its tensors, arrays and long bytes taken out.
 
 Large ones stand in leased buffers and are replaced by a key, small ones travel in the message. The
 two processes are one program, so unpickling what a worker sent adds no danger.
@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 from functools import partial
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from headrace.engine.lease import Memory, as_tensor
 from headrace.engine.shared import LEASE_BYTES, Imports, WorkerPool
 from headrace.engine.wire import MESSAGE_BYTES
 from headrace.tree import NUMPY_DTYPES
+
+_LOOKED_AT = 8  # things in each list, tuple or dict of a batch
 
 
 class _Cargo:
@@ -35,6 +38,8 @@ class _Cargo:
         self.buffers: list[tuple[int, int]] = []
         self.sent: set[int] = set()
         self.kept: list[Any] = []  # what was copied here lives until the message has left
+        self.strings: dict[int, tuple[int, bytes]] = {}  # long ones by identity: place, and itself
+        self.joined: tuple[int, list[int]] | None = None  # the buffer that they are in, their sizes
 
     def load(self, memory: Memory) -> None:
         self.sent.add(memory.key)
@@ -45,14 +50,36 @@ class _Cargo:
         raw = buffer.raw()
         if raw.nbytes < LEASE_BYTES:
             return True  # leave it in the message
-        token = self.pool.lend(raw.nbytes)
+        token, key = self._buffer(raw.nbytes)
         token[: raw.nbytes] = np.frombuffer(raw, np.uint8)
+        self.buffers.append((key, raw.nbytes))
+        return False
+
+    def _buffer(self, size_bytes: int) -> tuple[Array, int]:
+        token = self.pool.lend(size_bytes)
         memory = self.pool.find(token.__array_interface__["data"][0])
         assert memory is not None
         self.load(memory)
         self.kept.append(token)
-        self.buffers.append((memory.key, raw.nbytes))
-        return False
+        return token, memory.key
+
+    def number_of(self, string: bytes) -> int:
+        """Return the place of a string among those that go in a buffer: each object goes once."""
+        number, _ = self.strings.setdefault(id(string), (len(self.strings), string))
+        return number
+
+    def join(self) -> None:
+        """Copy the long strings into one buffer."""
+        if not self.strings:
+            return
+        strings = [string for _, string in self.strings.values()]
+        sizes = list(map(len, strings))
+        token, key = self._buffer(sum(sizes))
+        first = 0
+        for string in strings:
+            token[first : first + len(string)] = np.frombuffer(string, np.uint8)
+            first += len(string)
+        self.joined = key, sizes
 
     def unload(self) -> None:
         """Take everything back: the batch could not be packed."""
@@ -129,6 +156,26 @@ class _Packer(pickle.Pickler):
         return _rebuild_leased, (place, tensor.dtype, shape, strides, requires_grad)
 
 
+class _StringPacker(_Packer):
+    """Takes long bytes out too. Apart, as Python asks ``persistent_id`` for each object."""
+
+    def persistent_id(self, value: Any) -> int | None:
+        if type(value) is bytes and len(value) >= LEASE_BYTES:
+            return self._cargo.number_of(value)
+        return None
+
+
+def _has_strings(batch: Any, depth: int = 3) -> bool:
+    """Say whether there are long bytes among the first things in a batch."""
+    kind = type(batch)
+    if kind is bytes:
+        return len(batch) >= LEASE_BYTES
+    if not depth or kind not in (list, tuple, dict):
+        return False
+    some = islice(batch.values() if kind is dict else batch, _LOOKED_AT)
+    return any(_has_strings(one, depth - 1) for one in some)
+
+
 def _is_plain(tensor: torch.Tensor) -> bool:
     return (
         tensor.layout is torch.strided
@@ -145,7 +192,8 @@ def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
     stream = io.BytesIO()
     cargo = _Cargo(pool)
     try:
-        _Packer(stream, cargo).dump(batch)
+        (_StringPacker if _has_strings(batch) else _Packer)(stream, cargo).dump(batch)
+        cargo.join()
         data: Any = stream.getvalue()
         if len(data) > MESSAGE_BYTES // 2:
             cargo.take_buffer(pickle.PickleBuffer(data))
@@ -153,14 +201,21 @@ def pack(batch: Any, pool: WorkerPool) -> tuple[Any, ...]:
     except BaseException:
         cargo.unload()
         raise
-    return data, (cargo.buffers, list(cargo.sent)), cargo.kept
+    return data, (cargo.buffers, list(cargo.sent), cargo.joined), cargo.kept
 
 
 class _Unpacker(pickle.Unpickler):
     """Rebuilds a batch on the buffers of a worker."""
 
-    def __init__(self, stream: io.BytesIO, buffers: list[Array], tokens: dict[int, Array]) -> None:
+    def __init__(
+        self,
+        stream: io.BytesIO,
+        buffers: list[Array],
+        tokens: dict[int, Array],
+        strings: list[bytes],
+    ) -> None:
         super().__init__(stream, buffers=buffers)
+        self._strings = strings
         # Not a method of this object: what the memo refers to must not refer back (see _Cargo).
         self._rebuild = {
             "_rebuild_leased": _Rebuilder(tokens).leased,
@@ -171,6 +226,9 @@ class _Unpacker(pickle.Unpickler):
         if module == __name__ and name in self._rebuild:
             return self._rebuild[name]
         return super().find_class(module, name)
+
+    def persistent_load(self, number: int) -> bytes:
+        return self._strings[number]
 
 
 class _Rebuilder:
@@ -205,16 +263,22 @@ class _Rebuilder:
 
 def unpack(packed: tuple[Any, ...], imports: Imports) -> Any:
     """Return the batch that :func:`pack` made of in a worker."""
-    data, (buffers, keys) = packed
+    data, (buffers, keys, joined) = packed
     # All of them at once: they come back even when the batch cannot be put together again.
     tokens = {key: imports.token(key) for key in keys}
     if isinstance(data, tuple):
         key, size_bytes = data
         data = tokens.pop(key)[:size_bytes].tobytes()  # the buffer returns at once
+    strings = [] if joined is None else _apart(tokens.pop(joined[0]), joined[1])
     arrays = [tokens[key][:size_bytes] for key, size_bytes in buffers]
-    batch = _Unpacker(io.BytesIO(data), arrays, tokens).load()
+    batch = _Unpacker(io.BytesIO(data), arrays, tokens, strings).load()
     _forget_sparse()
     return batch
+
+
+def _apart(joined: Array, sizes: list[int]) -> list[bytes]:
+    ends = accumulate(sizes)
+    return [joined[end - size : end].tobytes() for end, size in zip(ends, sizes, strict=True)]
 
 
 def _forget_sparse() -> None:
