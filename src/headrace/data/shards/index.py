@@ -93,6 +93,10 @@ class ShardIndex:
         parts = (self._suffixes[span], self._offsets[span], self._sizes[span])
         return list(zip(*(part.tolist() for part in parts), strict=True))
 
+    def ranges(self, sample: int) -> list[tuple[int, int]]:
+        """Return (offset, size) of a sample's files."""
+        return [(offset, size) for _, offset, size in self.members(sample)]
+
 
 def index_bytes(read: Read, stamp: Stamp) -> bytes:
     """Return the index of a shard, by one look at its headers.

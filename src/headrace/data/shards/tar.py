@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from bisect import bisect_right
-from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
-import torch
-
-from headrace.data.compose import Source, place_of
 from headrace.data.files import PathLike
 from headrace.data.progress import Progress
 from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
-from headrace.data.shards.index import Indexes, ShardIndex, Summary
-from headrace.data.shards.places import File, Place
-from headrace.data.stores.kept import Kept
-from headrace.data.stores.remote import Options, RemoteFile, Stores, shown
+from headrace.data.shards.index import Indexes, Summary
+from headrace.data.shards.places import File
+from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
+from headrace.data.stores.remote import Options, Stores
 from headrace.data.text.known import PROGRAMS, compression_of
-from headrace.errors import (
-    OptionError,
-    SourceError,
-    SourceWarning,
-    TruncatedFileError,
-)
-from headrace.machine import is_out_of_files, open_files_limit
+from headrace.errors import OptionError, SourceError, SourceWarning, TruncatedFileError
 from headrace.notices import warn_user
-from headrace.sampling.groups import GroupSampler
 
 _LOOKED_AT_BYTES = 64
-_WINDOW = 16
 
 
-class _Open(NamedTuple):
-    file: File
-    samples: ShardIndex
-    suffixes: tuple[str, ...]
-
-
-class TarDataset(Source):
+class TarDataset(ShardedDataset):
     """The samples of tar shards, as WebDataset writes them, by their number.
 
     The files of one sample share their name up to the first dot of the base name, which is its key;
@@ -107,27 +85,20 @@ class TarDataset(Source):
             raise OptionError(
                 f'on_error={on_error!r} is unknown. Write on_error="raise" or on_error="skip".'
             )
-        if shuffle_shards is not None and shuffle_shards < 1:
-            raise OptionError(
-                f"shuffle_shards={shuffle_shards} mixes none. Write shuffle_shards=16."
-            )
         self._decoders = Decoders(decode, size)
-        self._stores = Stores(storage_options)
-        self._places = find_shards(urls, ".tar", self._stores)
-        self.urls = [place.address for place in self._places]
+        stores = Stores(storage_options)
+        super().__init__(
+            find_shards(urls, ".tar", stores),
+            stores,
+            shuffle_shards=shuffle_shards,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+        )
         self.skipped: list[tuple[str, str]] = []
-        self._indexes = Indexes(cache_dir, self._stores)
-        self._in_stores = any(place.about is not None for place in self._places)
-        every = _WINDOW if self._in_stores else len(self._places)
-        self.shuffle_shards = every if shuffle_shards is None else shuffle_shards
-        self._kept = None if cache_bytes is None else Kept(cache_dir, cache_bytes)
-        if self._kept is not None:
-            sizes = [p.stamp.size_bytes for p in self._places if p.about is not None]
-            self._kept.check_window(sizes, self.shuffle_shards)
-        self._open: dict[int, _Open] = {}
+        self._indexes = Indexes(cache_dir, stores)
         with Progress("indexing shards", len(self.urls), "shards") as progress:
             counts = [self._first_look(n, on_error, progress) for n in range(len(self.urls))]
-        self._ends = list(accumulate(counts))
+        self._count(counts)
         self._tell()
         if not self._ends[-1]:
             raise SourceError(
@@ -172,113 +143,17 @@ class TarDataset(Source):
                 SourceWarning,
             )
 
-    def _shard(self, number: int) -> _Open:
-        """Return a shard that is what it was, opening it in a process that has not."""
-        opened = self._open.pop(number, None)
-        if opened is None:
-            if len(self._open) >= open_files_limit() // 4:  # each holds two
-                self._close_some(1)
-            try:
-                opened = self._opened(self._places[number])
-            except OSError as error:
-                if not is_out_of_files(error) or not self._open:
-                    raise
-                self._close_some(-(-len(self._open) // 2))  # others hold files of this process too
-                return self._shard(number)
-        else:
-            opened.file.check()
-            opened = opened._replace(file=self._from_kept(opened.file))
-        self._open[number] = opened
-        return opened
+    def _opened(self, number: int) -> Open:
+        index = self._indexes.open(self._places[number])
+        return Open(self._file(number), index)
 
-    def _opened(self, place: Place) -> _Open:
-        index = self._indexes.open(place)
-        file = self._from_kept(place.open(self._stores))
-        return _Open(file, index, index.summary.suffixes)
-
-    def _close_some(self, count: int) -> None:
-        """Let go of the shards whose last use is longest ago."""
-        for number in list(islice(self._open, count)):
-            del self._open[number]
-
-    def _from_kept(self, file: File) -> File:
-        """Return the copy of a shard that is kept; if there is none, have it made."""
-        if self._kept is None or not isinstance(file, RemoteFile):
-            return file
-        kept = self._kept.open(file.about, file)
-        if kept is None:
-            self._kept.fetch(file.about, self._stores)
-        return kept or file
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return self._ends[-1]
-
-    def __shuffle__(self, generator: torch.Generator | None) -> GroupSampler | None:
-        """Return the order of ``shuffle=True``: of shards, then within some of them at a time."""
-        if self.shuffle_shards >= len(self._places):
-            return None
-        sizes = np.diff(self._ends, prepend=0)
-        ahead = None if self._kept is None else self._fetch_ahead
-        return GroupSampler(sizes, self.shuffle_shards, generator, ahead=ahead)
-
-    def _fetch_ahead(self, shards: Sequence[int]) -> None:
-        """Have shards fetched that are read next, as many as are kept at a time."""
-        assert self._kept is not None
-        room = self._kept.cache_bytes
-        for number in shards:
-            place = self._places[number]
-            room -= place.stamp.size_bytes
-            if room < 0:
-                return
-            if place.about is not None:
-                self._kept.fetch_unless_kept(place.about, self._stores)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one sample."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the samples at ``indices``; each shard is looked at for changes once.
-
-        What lies in stores is read first, all at once.
-        """
-        checked: set[int] = set()
-        places = []
-        for index in indices:
-            place = place_of(index, self._ends[-1])
-            number = bisect_right(self._ends, place)
-            places.append((number, place - (self._ends[number - 1] if number else 0)))
-        fetched = self._fetched(places) if self._in_stores else {}
-        samples = []
-        for number, row in places:
-            shard = self._open.get(number) if number in checked else None
-            if shard is None:
-                shard = self._shard(number)
-                checked.add(number)
-            samples.append(self._sample(shard, row, fetched))
-        return samples
-
-    def _fetched(self, places: Sequence[tuple[int, int]]) -> dict[tuple[str, int], bytes]:
-        """Return the bytes of all files in stores of samples (shard, row), by address and place."""
-        ranges = []
-        for number, row in dict.fromkeys(places):
-            shard = self._open.get(number) or self._shard(number)
-            if isinstance(shard.file, RemoteFile):
-                about = shard.file.about
-                ranges += [(about, at, size) for _, at, size in shard.samples.members(row)]
-        data = self._stores.read(ranges)
-        keys = ((shown(about.address), offset) for about, offset, _ in ranges)
-        return dict(zip(keys, data, strict=True))
-
-    def _sample(
-        self, shard: _Open, number: int, fetched: dict[tuple[str, int], bytes]
-    ) -> dict[str, Any]:
-        file, samples, suffixes = shard
-        key = samples.key(number)
+    def _sample(self, shard: Open, row: int, fetched: Fetched) -> dict[str, Any]:
+        file, samples = shard
+        suffixes = samples.summary.suffixes
+        key = samples.key(row)
         sample: dict[str, Any] = {"__key__": key}
         value = self._decoders.value if self._decoders.decode else None
-        for kind, offset, size in samples.members(number):
+        for kind, offset, size in samples.members(row):
             suffix = suffixes[kind]
             data = fetched.get((file.path, offset)) if fetched else None
             if data is None:
@@ -293,18 +168,7 @@ class TarDataset(Source):
         return sample
 
     def _identity(self) -> str:
-        shards = [
-            (os.path.abspath(place.address) if place.about is None else place.address, place.stamp)
-            for place in self._places
-        ]
-        return f"{shards} {self._decoders.identity} {self.skipped}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the paths, not the samples."""
-        return {**self.__dict__, "_open": {}}
-
-    def __repr__(self) -> str:
-        return f"TarDataset({len(self.urls):,} shards, {len(self):,} samples)"
+        return f"{self._shards_identity()} {self._decoders.identity} {self.skipped}"
 
 
 def _where(file: File, key: str, suffix: str, offset: int) -> str:
