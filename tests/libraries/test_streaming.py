@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import headrace
+from headrace.data import MDSDataset
 
 from .conftest import assert_same
 
 streaming = pytest.importorskip("streaming")
+Image = pytest.importorskip("PIL.Image")
 pytestmark = [pytest.mark.timeout(200)]
 
 TEXTS = "mosaicml-streaming"
@@ -89,3 +92,74 @@ def test_states_of_ours_are_made_by_its_stream(shards):
     again = make()
     again.load_state_dict(state)
     assert values(again) == rest
+
+
+def samples():
+    """A sample of each kind of column that both read."""
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        pixels = generator.integers(0, 255, (8, 12, 3), np.uint8)
+        yield {
+            "any": generator.random((number % 3 + 1, 2)).astype(np.float32),
+            "bytes": bytes([number]) * number,
+            "fixed": generator.integers(0, 9, (2, 3)),
+            "half": np.float16(number / 3),
+            "int": number,
+            "json": {"n": [number, None]},
+            "many": [Image.fromarray(pixels)] * (number % 3),
+            "pil": Image.fromarray(pixels),
+            "png": Image.fromarray(pixels),
+            "text": "ä" * number,
+            "typed": generator.integers(0, 9, (number % 2 + 1, 300)).astype(np.uint16),
+        }
+
+
+KINDS = {
+    "any": "ndarray",
+    "bytes": "bytes",
+    "fixed": "ndarray:int64:2,3",
+    "half": "float16",
+    "int": "int",
+    "json": "json",
+    "many": "list[png]",
+    "pil": "pil",
+    "png": "png",
+    "text": "str",
+    "typed": "ndarray:uint16",
+}
+
+
+@pytest.mark.library(TEXTS, "its shards in MDSDataset, equal in all values")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files it leaves
+@pytest.mark.parametrize("compression", [None, "zstd:3", "gz", "bz2"])
+def test_its_shards_hold_for_us_what_they_hold_for_it(tmp_path, compression):
+    place = str(tmp_path / "mds")
+    with streaming.MDSWriter(
+        out=place, columns=KINDS, size_limit=5_000, compression=compression
+    ) as out:
+        for sample in samples():
+            out.write(sample)
+    streaming.base.util.clean_stale_shared_memory()
+    theirs = list(streaming.StreamingDataset(local=place, shuffle=False, batch_size=1))
+    ours = MDSDataset(place, cache_dir=tmp_path / "cache")
+    assert len(ours.urls) > 2
+    assert len(ours) == len(theirs) == 20
+    for one, other in zip(ours, theirs, strict=True):
+        assert list(one) == list(other)
+        for name, value in other.items():
+            _same(one[name], value)
+
+
+def _same(ours, theirs):
+    if isinstance(theirs, Image.Image):
+        assert torch.equal(ours, torch.from_numpy(np.array(theirs.convert("RGB"))).permute(2, 0, 1))
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            _same(one, other)
+    elif isinstance(theirs, (np.ndarray, np.generic)):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
+    else:
+        assert type(ours) is type(theirs)
+        assert ours == theirs

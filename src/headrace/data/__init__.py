@@ -24,7 +24,7 @@ from headrace.data.images import (
     ImageDecoder,
     ImageFolder,
 )
-from headrace.data.shards import TarDataset, write_shards
+from headrace.data.shards import MDSDataset, TarDataset, write_shards
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
@@ -51,6 +51,7 @@ __all__ = [
     "JSONLines",
     "Leaf",
     "LeakWarning",
+    "MDSDataset",
     "MappedDataset",
     "MappedStream",
     "ParquetDataset",

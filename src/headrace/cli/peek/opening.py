@@ -210,6 +210,8 @@ def _of_directory(path: str) -> Callable[[], Any]:
                 return lambda: kind(place)
     if any(p.suffix == ".parquet" for p in islice(Path(path).rglob("*"), _LOOKED_AT)):
         return partial(_table, data.ParquetDataset, path)
+    if any(name.endswith((".mds", ".mds.zstd")) for name in os.listdir(path)[:_LOOKED_AT]):
+        return partial(data.MDSDataset, path)
     if any(name.endswith(".tar") for name in os.listdir(path)[:_LOOKED_AT]):
         return partial(_shards, path)
     return partial(_images, path)

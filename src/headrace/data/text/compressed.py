@@ -30,13 +30,22 @@ def open_at(path: str, compression: str | None, offset: int) -> BinaryIO:
     if compression is None:
         file.seek(offset)
         return file
-    reader = io.BufferedReader(_Decompressed(file, path, compression), _BUFFER_BYTES)
+    reader = decompressed(file, path, compression)
     while offset > 0:
         skipped = len(reader.read(min(offset, _BUFFER_BYTES)))
         if not skipped:
             raise SourceError(f"{path} ends before the place where it was to be resumed.")
         offset -= skipped
     return reader
+
+
+def decompressed(file: BinaryIO, name: str, compression: str) -> io.BufferedReader:
+    """Return the content of a compressed file, a stream of bytes; ``name`` is for errors.
+
+    Raises:
+        MissingExtraError: zstd, and backports.zstd is not installed.
+    """
+    return io.BufferedReader(_Decompressed(file, name, compression), _BUFFER_BYTES)
 
 
 class _Gzip:
