@@ -23,6 +23,7 @@ import numpy as np
 
 from headrace.data.files import PathLike
 from headrace.data.gatherer import Array
+from headrace.data.stores.remote import Object, is_remote
 from headrace.errors import OptionError, SourceChangedError, SourceError
 from headrace.locks import take
 
@@ -57,14 +58,22 @@ def cache_directory(cache_dir: CacheDir, size_bytes: int) -> str | None:
     return os.path.abspath(cache_dir)
 
 
-def describe(paths: Sequence[str], options: Mapping[str, Any]) -> Key:
-    """Return what an entry is made from, as JSON holds it.
+def describe(
+    paths: Sequence[str],
+    options: Mapping[str, Any],
+    objects: Mapping[str, Object] | None = None,
+) -> Key:
+    """Return what an entry is made from, as JSON holds it; ``objects`` are not on this machine.
 
     Raises:
         FileNotFoundError: a path is not there.
     """
     files = []
     for path in paths:
+        about = (objects or {}).get(path)
+        if about is not None:
+            files.append([path, about.stamp.size_bytes, about.stamp.mtime_ns])
+            continue
         found = os.stat(path)
         files.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
     key: Key = json.loads(json.dumps({"version": VERSION, "files": files, "options": options}))
@@ -78,6 +87,8 @@ def check_unchanged(key: Key) -> None:
         SourceChangedError: one has another size or time of change, or is gone.
     """
     for path, size, mtime_ns in key["files"]:
+        if is_remote(path):
+            continue  # each read looks
         try:
             found = os.stat(path)
         except FileNotFoundError:

@@ -13,6 +13,7 @@ from headrace.data.files import PathLike as Path
 from headrace.data.gatherer import Array
 from headrace.data.images.decoder import ImageDecoder
 from headrace.data.progress import Progress
+from headrace.data.stores.remote import Options, Stores
 from headrace.data.tables.arrow import Missing, check_missing, checked_images
 from headrace.data.tables.cache import (
     CacheDir,
@@ -28,7 +29,13 @@ from headrace.data.tables.cache import (
 from headrace.data.tables.columns import RowDataset, Rows, StoredRows
 from headrace.data.tables.kinds import units_of
 from headrace.data.tables.partitions import parquet_files
-from headrace.data.tables.row_groups import GroupRows, Groups, RowGroupSampler, open_parquet
+from headrace.data.tables.remote import Remote
+from headrace.data.tables.row_groups import (
+    GroupRows,
+    Groups,
+    RowGroupSampler,
+    open_parquet,
+)
 from headrace.data.tables.stored import Reader, Writer
 from headrace.errors import OptionError, SourceWarning
 from headrace.notices import warn_user
@@ -58,7 +65,10 @@ class ParquetDataset(RowDataset):
     Args:
         path: a file, several, or a directory, whose ``.parquet`` files are read in the order of
             their names. Directories in it that are called ``year=2020`` are a column, of int64
-            where all its values are whole numbers, else of texts.
+            where all its values are whole numbers, else of texts. Braces (``{000..146}.parquet``)
+            and patterns are written out. Files may lie in stores (``s3://``, ``gs://``, ``az://``)
+            or on a web server (``https://``); a row group of them is read by ranges, the columns
+            that are wanted, at once.
         columns: names of the columns to read, in the order of a sample's keys; default all.
         missing: "error", or the number to put where a number is missing; a missing text or list
             is then an empty one.
@@ -68,6 +78,7 @@ class ParquetDataset(RowDataset):
             shuffled together by :meth:`sampler`.
         images: what decodes images in structs: an :class:`ImageDecoder`, whose default is a uint8
             tensor (3, H, W); False leaves the structs as they are.
+        storage_options: of the store that the files are in, as of :class:`TarDataset`.
 
     Raises:
         SourceError: a file that is no Parquet, files of different types, a directory without
@@ -87,8 +98,11 @@ class ParquetDataset(RowDataset):
         cache_dir: CacheDir = None,
         groups_in_memory: int = 1,
         images: ImageDecoder | Literal[False] | None = None,
+        storage_options: Options | None = None,
     ) -> None:
-        paths, self._partitions = parquet_files(path)
+        stores = Stores(storage_options)
+        paths, self._partitions, objects = parquet_files(path, stores)
+        self._remote = Remote(objects, stores)
         if groups_in_memory < 1:
             raise OptionError(f"groups_in_memory= is at least 1, got {groups_in_memory}.")
         self._columns = [columns] if isinstance(columns, str) else columns and list(columns)
@@ -102,7 +116,7 @@ class ParquetDataset(RowDataset):
             "images": self._decoder is not None,
             "directories": [*self._partitions.columns],
         }
-        self._key = describe(paths, options)
+        self._key = describe(paths, options, objects)
         self._load()
         if columns is None:
             _warn_of_index(paths[0], self.column_names)
@@ -130,10 +144,18 @@ class ParquetDataset(RowDataset):
     def units(self) -> dict[str, str]:
         """What the numbers of dates and times count, by column: "us since 1970-01-01"."""
         path = self._key["files"][0][0]
-        return units_of(open_parquet(path).schema_arrow, self.column_names)
+        remote = self._remote.opened([path]).get(path)
+        return units_of(open_parquet(path, remote).schema_arrow, self.column_names)
 
     def _groups(self) -> Groups:
-        return Groups(self._key, self._columns, self._missing, self._partitions, self._decoder)
+        return Groups(
+            self._key,
+            self._columns,
+            self._missing,
+            self._partitions,
+            self._decoder,
+            remote=self._remote,
+        )
 
     def sampler(self, generator: torch.Generator | None = None) -> RowGroupSampler:
         """Return a shuffle that reads each row group once an epoch, for ``cache_dir=False``.
@@ -145,8 +167,13 @@ class ParquetDataset(RowDataset):
         Args:
             generator: where the order comes from; None is torch's global generator.
         """
-        groups = self._groups()
+        rows = self._rows
+        groups = rows.groups if isinstance(rows, GroupRows) else self._groups()
         return RowGroupSampler(groups.sizes, self._keep, generator)
+
+    def __shuffle__(self, generator: torch.Generator | None) -> RowGroupSampler | None:
+        """Return :meth:`sampler` where row groups are fetched; None, torch's order, elsewhere."""
+        return self.sampler(generator) if self._remote and self._cache_dir is False else None
 
     def _identity(self) -> str:
         return f"{json.dumps(self._key, sort_keys=True)} {self._decoder}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 
+from headrace.data.shards.addresses import find_shards, written_out
+from headrace.data.stores.remote import Object, Stores, is_remote, shown
 from headrace.data.tables.arrow import Place
 from headrace.data.tables.nested import Column
 from headrace.data.tables.pieces import Pieces
@@ -19,6 +22,7 @@ from headrace.errors import OptionError, SourceError
 from headrace.extras import import_extra
 
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
+_ENDING = ".parquet"
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
@@ -57,14 +61,17 @@ class Partitions:
         return Pieces("text", np.arange(rows + 1, dtype=np.int64) * len(text), np.tile(text, rows))
 
 
-def parquet_files(path: Any) -> tuple[list[str], Partitions]:
+def parquet_files(path: Any, stores: Stores) -> tuple[list[str], Partitions, dict[str, Object]]:
     """Return the files of a path, of several, or of a directory (``.parquet``, by name).
+
+    Those in stores are named as they are shown, and there is an object for each.
 
     Raises:
         SourceError: a directory without any, or one whose files lie in directories of other names.
         OptionError: no path.
     """
-    found = _files(path)
+    objects: dict[str, Object] = {}
+    found = _files(path, stores, objects)
     if not found:
         raise OptionError("there are no files to read: the list of paths is empty.")
     first, names = found[0][0], [*found[0][1]]
@@ -75,14 +82,22 @@ def parquet_files(path: Any) -> tuple[list[str], Partitions]:
                 f"{_list(names)}. Give the files of each kind alone, as a list of files."
             )
     columns = {name: [values[name] for _, values in found] for name in names}
-    return [file for file, _ in found], Partitions(columns)
+    return [file for file, _ in found], Partitions(columns), objects
 
 
-def _files(path: Any) -> list[tuple[str, dict[str, str | None]]]:
+_Found: TypeAlias = list[tuple[str, dict[str, str | None]]]
+
+
+def _files(path: Any, stores: Stores, objects: dict[str, Object]) -> _Found:
     if not isinstance(path, (str, os.PathLike)):
-        return [file for one in path for file in _files(one)]
+        return [file for one in path for file in _files(one, stores, objects)]
+    address = os.fspath(path)
+    if is_remote(address):
+        return _in_stores(address, stores, objects)
+    if not os.path.exists(path):
+        return [(file, {}) for one in written_out(address) for file in _matching(one)]
     if not os.path.isdir(path):
-        return [(os.fspath(path), {})]
+        return [(address, {})]
     root = Path(path)
     found = sorted(
         file
@@ -92,6 +107,40 @@ def _files(path: Any) -> list[tuple[str, dict[str, str | None]]]:
     if not found:
         raise SourceError(f"{root} has no .parquet files, nor has a directory in it.")
     return [(str(file), _values(file.relative_to(root).parts[:-1])) for file in found]
+
+
+def _matching(address: str) -> list[str]:
+    return (sorted(glob.glob(address, recursive=True)) if glob.has_magic(address) else []) or [
+        address
+    ]
+
+
+def _in_stores(address: str, stores: Stores, objects: dict[str, Object]) -> _Found:
+    """Return the files that an address names, or that are below it, with their directories' values.
+
+    Raises:
+        SourceError: there are none.
+        OSError: there is no such object, or a store refuses access or does not answer.
+    """
+    is_directory = not (address.startswith("http") or glob.has_magic(address) or "{" in address)
+    if address.endswith(_ENDING) or not is_directory:
+        places = find_shards(address, _ENDING, stores)
+        abouts = [place.about for place in places if place.about is not None]
+        found: _Found = [(shown(about.address), {}) for about in abouts]
+    else:
+        base = address.rstrip("/") + "/"
+        below = [(about, about.address.removeprefix(base)) for about in stores.below(base)]
+        kept = [
+            (about, name.split("/"))
+            for about, name in below
+            if name.endswith(_ENDING) and not any(part[:1] in "._" for part in name.split("/"))
+        ]
+        if not kept:
+            raise SourceError(f"{shown(address)} has no {_ENDING} files, nor has what is below it.")
+        abouts = [about for about, _ in kept]
+        found = [(shown(about.address), _values(parts[:-1])) for about, parts in kept]
+    objects.update({shown(about.address): about for about in abouts})
+    return found
 
 
 def _values(directories: Sequence[str]) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ import torch
 
 from headrace.data.gatherer import Array, Gatherer, IndexArray, Leaf
 from headrace.data.images.decoder import ImageDecoder
+from headrace.data.stores.seekable import SeekableObject
 from headrace.data.tables.arrow import Missing, Place, column_of, select
 from headrace.data.tables.cache import Key, check_unchanged
 from headrace.data.tables.kinds import (
@@ -24,6 +25,7 @@ from headrace.data.tables.kinds import (
 )
 from headrace.data.tables.nested import Column, map_arrays, take
 from headrace.data.tables.partitions import Partitions
+from headrace.data.tables.remote import Remote, range_of
 from headrace.errors import HeadraceError, SourceError
 from headrace.extras import import_extra
 from headrace.sampling.groups import GroupSampler
@@ -48,13 +50,16 @@ class Groups:
         missing: Missing,
         partitions: Partitions,
         decoder: ImageDecoder | None,
+        *,
+        remote: Remote,
     ) -> None:
         self.paths = [path for path, _, _ in key["files"]]
         self._missing = missing
         self._key = key
         self._partitions = partitions
         self._decoder = decoder
-        self._files = [open_parquet(path) for path in self.paths]
+        self._remote = remote.opened(self.paths)
+        self._files = [open_parquet(path, self._remote.get(path)) for path in self.paths]
         for path, file in zip(self.paths, self._files, strict=True):
             self._check_apart(path, file.schema_arrow)
         first = self._files[0].schema_arrow
@@ -142,7 +147,7 @@ class Groups:
         first_row = int(self.sizes[before].sum())
         table: dict[str, Column] = {}
         try:
-            with _decoding(f"{path}, row group {group}"):
+            with self._held(file, group), _decoding(f"{path}, row group {group}"):
                 for name in self.names:
                     table[name] = self._read_column(number, name, first_row)
         except SourceError:
@@ -150,6 +155,23 @@ class Groups:
             raise
         self.check_unchanged(file)  # behind reading: what was read before a change is thrown away
         return table
+
+    @contextmanager
+    def _held(self, file: int, group: int) -> Iterator[None]:
+        """Have a row group of an object here, fetched at once, while it is decoded."""
+        remote = self._remote.get(self.paths[file])
+        if remote is None:
+            yield
+            return
+        with _decoding(f"{self.paths[file]}, row group {group}"):
+            metadata = self._files[file].metadata.row_group(group)
+            chunks = map(metadata.column, range(metadata.num_columns))
+            wanted = [c for c in chunks if c.path_in_schema.partition(".")[0] in self.schema]
+            remote.hold([range_of(chunk) for chunk in wanted])
+        try:
+            yield
+        finally:
+            remote.hold([])
 
     def _read_column(self, number: int, name: str, first_row: int) -> Column:
         file, group = self._groups[number]
@@ -188,14 +210,14 @@ def _decoding(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except HeadraceError:
+    except (HeadraceError, ConnectionError, PermissionError, FileNotFoundError):
         raise
     except Exception as error:
         raise SourceError(f"{where}: cannot be decoded ({error}). Write the file again.") from error
 
 
-def open_parquet(path: str) -> Any:
-    """Return the ``ParquetFile`` of a path.
+def open_parquet(path: str, remote: SeekableObject | None = None) -> Any:
+    """Return the ``ParquetFile`` of a path, or of an object that is called so.
 
     Raises:
         SourceError: it is none.
@@ -203,20 +225,25 @@ def open_parquet(path: str) -> Any:
     parquet = import_extra("pyarrow.parquet", "tables")
     try:
         # Not mapped: a file cut short would be a bus error. A buffer for each column, none for all.
-        file = parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False)
+        buffer_bytes = 1 << 16 if remote is None else 0
+        file = parquet.ParquetFile(remote or path, buffer_size=buffer_bytes, pre_buffer=False)
         file.schema_arrow.to_string(show_schema_metadata=False)  # are its names text?
         return file
+    except (HeadraceError, ConnectionError):
+        raise
     except Exception as error:  # Arrow raises whatever a broken file makes it
         if isinstance(error, OSError) and error.errno is not None:
             raise
         what = str(error).rstrip(".")
         raise SourceError(
-            f"{path} is no Parquet file that can be read ({what}). {_remedy(path)}"
+            f"{path} is no Parquet file that can be read ({what}). {_remedy(path, remote)}"
         ) from error
 
 
-def _remedy(path: str) -> str:
+def _remedy(path: str, remote: SeekableObject | None) -> str:
     """Return what to do with a file that is no Parquet: its first bytes may say what it is."""
+    if remote is not None:
+        return "Write it again."
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"ARROW1"):
@@ -239,14 +266,14 @@ class GroupRows:
     def __init__(self, groups: Groups, keep: int) -> None:
         self.names = groups.names
         self.spec: Any = groups.spec()
-        self._groups = groups
+        self.groups = groups
         self._keep = keep
         self._read: OrderedDict[int, Mapping[str, Column]] = OrderedDict()
         self._reads = self._read_rows = self._given_rows = 0
         self._warned = False
 
     def __len__(self) -> int:
-        return self._groups.rows
+        return self.groups.rows
 
     def gatherer(self) -> Gatherer | None:
         """Return what gathers whole batches, None where a column is no array."""
@@ -270,12 +297,12 @@ class GroupRows:
     def _by_group(
         self, indices: IndexArray
     ) -> Iterator[tuple[IndexArray, IndexArray, Mapping[str, Column]]]:
-        owners = np.searchsorted(self._groups.ends, indices, side="right")
+        owners = np.searchsorted(self.groups.ends, indices, side="right")
         numbers = np.unique(owners).tolist()
         self._given_rows += len(indices)
         for number in sorted(numbers, key=lambda number: number not in self._read):
             places = np.flatnonzero(owners == number)
-            first = int(self._groups.ends[number] - self._groups.sizes[number])
+            first = int(self.groups.ends[number] - self.groups.sizes[number])
             yield places, indices[places] - first, self._group(number)
 
     def _group(self, number: int) -> Mapping[str, Column]:
@@ -283,7 +310,7 @@ class GroupRows:
         if table is None:
             while len(self._read) >= self._keep:
                 self._read.popitem(last=False)  # before the next one is read, not behind it
-            table = self._groups.read(number)
+            table = self.groups.read(number)
             self._note(number)
         self._read[number] = table
         return table
@@ -291,7 +318,7 @@ class GroupRows:
     def _note(self, number: int) -> None:
         """Warn where many more rows are decoded than are asked for."""
         self._reads += 1
-        self._read_rows += int(self._groups.sizes[number])
+        self._read_rows += int(self.groups.sizes[number])
         times = self._read_rows / self._given_rows
         if self._reads > _READS_BEFORE_WARNING and times > _TIMES_OVER and not self._warned:
             self._warned = True
