@@ -30,7 +30,7 @@ def _root(context: typer.Context) -> None:
 def pack(  # noqa: PLR0917 - typer's
     folder: Annotated[Path, typer.Argument(help="The files, in folders or not.")],
     out: Annotated[
-        str, typer.Argument(help="A directory for the shards, or out/train-{:05d}.tar.")
+        str, typer.Argument(help="A directory, out/train-{:05d}.tar, or s3://bucket/train.")
     ],
     shard_mib: Annotated[int, number_option("At most so many MiB in a shard.")] = 256,
     classes: Annotated[
@@ -43,7 +43,9 @@ def pack(  # noqa: PLR0917 - typer's
 ) -> None:
     """Write the files of a folder to tar shards, with their indexes."""
     with one_line_errors("headrace shards pack"):
+        from headrace.data.shards.addresses import find_shards
         from headrace.data.shards.write import pack_folder
+        from headrace.data.stores.remote import Stores
         from headrace.errors import HeadraceError
 
         if shard_mib < 1:
@@ -61,7 +63,7 @@ def pack(  # noqa: PLR0917 - typer's
             )
         except (HeadraceError, OSError) as error:
             raise CannotGoOn(str(error).replace("resume=True", "--resume")) from error
-        size = sum(Path(path).stat().st_size for path in paths)
+        size = sum(place.stamp.size_bytes for place in find_shards(paths, ".tar", Stores()))
         many = "" if len(paths) == 1 else f" ... {paths[-1]}"
         print(f"{len(paths):,} shards, {size:,} bytes: {paths[0]}{many}")
 

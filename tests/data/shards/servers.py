@@ -38,9 +38,9 @@ def s3_server():
         process.communicate()
 
 
-def put(endpoint, path, data=b""):
-    """Make a bucket (without a slash in the path) or an object."""
-    request = urllib.request.Request(f"{endpoint}/{path}", data=data, method="PUT")
+def put(endpoint, path, data=b"", method="PUT"):
+    """Make a bucket (without a slash in the path) or an object; or remove one, by "DELETE"."""
+    request = urllib.request.Request(f"{endpoint}/{path}", data=data, method=method)
     request.add_header("Content-Type", "application/octet-stream")  # a form would be parsed
     request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4")
     urllib.request.urlopen(request).close()

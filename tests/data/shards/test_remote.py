@@ -16,7 +16,7 @@ from headrace.data.shards.index import BESIDE, make_beside
 from headrace.data.shards.places import Place
 from headrace.data.stores import remote
 from headrace.data.stores.remote import Stores
-from headrace.errors import SourceChangedError, SourceError
+from headrace.errors import OptionError, SourceChangedError, SourceError
 from headrace.testing import assert_exact_resume
 
 from .servers import FileServer, put, s3_server
@@ -292,3 +292,63 @@ def test_credentials_are_in_no_error_name_or_state(shards, web, bucket, options,
 def test_pickled_for_a_worker_the_options_go_along(bucket, options, shards):
     dataset = TarDataset(f"s3://{bucket}/train", storage_options=options)
     assert pickle.loads(pickle.dumps(dataset))[3]["cls"] == 3
+
+
+def _samples(count):
+    return [{"__key__": f"k{n:02d}", "bin": bytes([n]) * 3_000, "cls": n} for n in range(count)]
+
+
+def test_shards_are_written_to_a_store_and_gone_on_with(endpoint, options, tmp_path):
+    put(endpoint, "written")
+    out = "s3://written/train/{:03d}.tar"
+    ways = {"shard_bytes": 30_000, "storage_options": options}
+    here = write_shards(_samples(20), tmp_path / "{:03d}.tar", shard_bytes=30_000)
+    assert len(here) > 2
+    first = write_shards(_samples(12), out, **ways)
+    with pytest.raises(FileExistsError, match=r"s3://written/train/000\.tar is there already"):
+        write_shards(_samples(20), out, **ways)
+    put(endpoint, first[-1].removeprefix("s3://"), method="DELETE")  # as a run that was killed
+    paths = write_shards(_samples(20), out, resume=True, **ways)
+    assert [os.path.basename(path) for path in paths] == [os.path.basename(p) for p in here]
+    stores = Stores(options)
+    for about, local in zip(stores.look(paths), here, strict=True):
+        with open(local, "rb") as file:
+            assert stores.read([(about, 0, about.size_bytes)]) == [file.read()]
+    data = TarDataset(
+        "s3://written/train", cache_dir=tmp_path / "cache", decode=False, storage_options=options
+    )
+    assert [sample["__key__"] for sample in data] == [s["__key__"] for s in _samples(20)]
+
+
+def test_no_shards_are_written_to_a_web_server(web):
+    with pytest.raises(OptionError, match=r"is no place to write shards to\. Write a directory, or"):
+        write_shards(_samples(2), f"{web.address}/{{:03d}}.tar")
+
+
+def test_the_commands_take_addresses(endpoint, options, tmp_path, monkeypatch):
+    put(endpoint, "commands")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name in ("access_key_id", "secret_access_key", "region"):
+        monkeypatch.setenv(f"AWS_{name.upper()}", options[name])
+    for number in range(6):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / f"files/{number}.txt").write_text(f"text {number}")
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "headrace.cli", *words], capture_output=True, text=True,
+            timeout=100, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = run("shards", "pack", str(tmp_path / "files"), "s3://commands/train")
+    assert (code, said.splitlines()[-1].startswith("1 shards")) == (0, True), said
+    assert "s3://commands/train/00000.tar" in said
+    code, said = run("peek", "s3://commands/train")
+    assert code == 0, said
+    assert "text 0" in said
+    code, said = run("shards", "index", "s3://commands/train")
+    assert "0 indexes written, 1 were there" in said
+    code, said = run("shards", "pack", str(tmp_path / "files"), "s3://commands/train")
+    assert code == 1
+    assert "is there already" in said

@@ -136,7 +136,7 @@ def _numbered(number):
         ("out.tar", {}),
         ("{}{}.tar", {}),
         ("{x}.tar", {}),
-        ("s3://b/{}.tar", {}),
+        ("ftp://b/{}.tar", {}),
         ("{}.tar", {"shard_bytes": 0}),
     ],
 )

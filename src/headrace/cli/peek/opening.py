@@ -14,6 +14,7 @@ from headrace import data
 from headrace.cli.peek.doubts import doubts_of_images
 from headrace.cli.problems import CannotGoOn, WrongUse
 from headrace.data.images.survey import survey
+from headrace.data.stores.remote import Stores, is_remote
 from headrace.errors import (
     HeadraceError,
     MissingColumnError,
@@ -72,8 +73,10 @@ def open_source(source: str, target: str | None) -> Opened:
         CannotGoOn: it is there and cannot be opened.
     """
     module, colon, name = source.partition(":")
-    if colon and not os.path.exists(source) and module.replace(".", "").isidentifier():
-        opener: Callable[[], Any] = _of_module(module, name)
+    if is_remote(source):
+        opener: Callable[[], Any] = partial(_of_address, source)
+    elif colon and not os.path.exists(source) and module.replace(".", "").isidentifier():
+        opener = _of_module(module, name)
     else:
         opener = _of_path(source, target)
     try:
@@ -108,6 +111,21 @@ def _of_module(module: str, name: str) -> Callable[[], Any]:
         return dataset
 
     return make
+
+
+def _of_address(address: str) -> Any:
+    """Return the dataset at an address, by how it ends, or by what is below it."""
+    if address.endswith(".tar"):
+        return _shards(address)
+    if address.endswith(".parquet"):
+        return _table(data.ParquetDataset, address)
+    if address.startswith("http"):
+        return data.MDSDataset(address)  # of directories, such a server shows what it is asked for
+    names = [about.address for about in Stores().below(address.rstrip("/") + "/")[:_LOOKED_AT]]
+    for ending, kind in (("/index.json", data.MDSDataset), (".parquet", data.ParquetDataset)):
+        if any(name.endswith(ending) for name in names):
+            return _table(kind, address) if kind is data.ParquetDataset else kind(address)
+    return _shards(address)
 
 
 def _of_path(path: str, target: str | None) -> Callable[[], Any]:

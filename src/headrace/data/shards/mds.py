@@ -23,7 +23,7 @@ from headrace.data.shards.decode import Decode
 from headrace.data.shards.places import File, Place
 from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
 from headrace.data.stores.local import LocalFile
-from headrace.data.stores.remote import Options, Stores, is_remote, shown
+from headrace.data.stores.remote import Options, Stores, is_remote, shown, shown_path
 from headrace.data.text.compressed import decompressed
 from headrace.errors import SourceError, TruncatedFileError
 from headrace.written import written_whole
@@ -137,7 +137,7 @@ class MDSDataset(ShardedDataset):
         self._values = {columns: columns.values(decode, size) for columns in kinds}
         self._count([shard.samples for shard in self._shards])
         if not len(self):
-            raise SourceError(f"there are no samples in {shown_or(given[0])}.")
+            raise SourceError(f"there are no samples in {shown_path(os.fspath(given[0]))}.")
 
     def _opened(self, number: int) -> Open:
         shard, place = self._shards[number], self._places[number]
@@ -219,12 +219,6 @@ def _directory(address: str) -> str:
     return base.removesuffix(_INDEX).rstrip("/") or "/"
 
 
-def shown_or(address: Any) -> str:
-    """Return an address without what may be secret in it."""
-    text = os.fspath(address)
-    return shown(text) if is_remote(text) else text
-
-
 def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
     path = f"{base}/{_INDEX}"
     try:
@@ -235,24 +229,24 @@ def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
             raw = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise SourceError(
-            f"there is no {_INDEX} in {shown_or(base)}, which lists the shards of a directory that "
-            f"MDSWriter wrote. Write the directory that has it: '.../train'."
+            f"there is no {_INDEX} in {shown_path(base)}, which lists the shards of a directory "
+            f"that MDSWriter wrote. Write the directory that has it: '.../train'."
         ) from error
     known: dict[str, Columns] = {}
     try:
         index = json.loads(raw)
         if index["version"] != _VERSION:
             raise SourceError(
-                f"{shown_or(path)} is of version {index['version']}, and version {_VERSION} is "
+                f"{shown_path(path)} is of version {index['version']}, and version {_VERSION} is "
                 f"read. Write the data again with a present MDSWriter."
             )
         for shard in index["shards"]:
-            yield _shard(shard, known, shown_or(path))
+            yield _shard(shard, known, shown_path(path))
     except SourceError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
-            f"{shown_or(path)} is no index of MDS shards, or it is damaged ({error!r:.80}). Copy "
+            f"{shown_path(path)} is no index of MDS shards, or it is damaged ({error!r:.80}). Copy "
             f"it again."
         ) from error
 

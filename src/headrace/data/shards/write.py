@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,13 +19,11 @@ from headrace.data.images.walk import Found, Walk
 from headrace.data.progress import Progress
 from headrace.data.shards.encode import File, files_of
 from headrace.data.shards.headers import BLOCK
-from headrace.data.shards.index import Indexes, make_beside, split_name
-from headrace.data.shards.places import Place
-from headrace.data.stores.remote import Stores
+from headrace.data.shards.index import split_name
+from headrace.data.shards.targets import Target, target_of
+from headrace.data.stores.remote import Options, Stores, is_remote, shown, shown_path
 from headrace.errors import OptionError, SourceError
-from headrace.locks import take
 from headrace.machine import available_cores
-from headrace.written import written_whole
 
 SHARD_BYTES = 256 << 20
 
@@ -37,6 +36,7 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
     resume: bool = False,
+    storage_options: Options | None = None,
 ) -> list[str]:
     """Write samples to tar shards that :class:`TarDataset` and WebDataset read; return their paths.
 
@@ -47,12 +47,14 @@ def write_shards(
             ``txt``, ``cls``, ``npy``, ``npz``, ``safetensors``, and ``jpg`` or ``png`` from a uint8
             tensor (3, H, W) or a Pillow image. A ``DataLoader(dataset, batch_size=None,
             num_workers=4)`` makes the samples side by side.
-        out: where to, with the number of the shard in braces: ``"out/{:05d}.tar"``.
+        out: where to, with the number of the shard in braces: ``"out/{:05d}.tar"``, or
+            ``"s3://bucket/train/{:05d}.tar"``.
         shard_bytes: a shard ends before it would have more bytes than this; a larger sample has one
             to itself.
         resume: go on where a run that was killed stopped: shards that are there are kept, and their
             samples passed over, unread where the dataset is map-style. The samples have to be those
             of that run, in its order.
+        storage_options: of the store, as of :class:`TarDataset`.
 
     The same samples give the same bytes. Each shard takes its place when it is whole, with its
     index (``out/00000.tar.index``) beside it.
@@ -64,16 +66,17 @@ def write_shards(
         InUseError: another program is writing there.
     """
     pattern = _checked(out, shard_bytes)
-    with _alone(pattern):
-        done = _done(pattern, resume)
+    target = target_of(pattern, Stores(storage_options))
+    with target.alone(pattern):
+        done = _done(target, pattern, resume)
         samples = _from(dataset, sum(count for _, count in done))
         total = len(dataset) if isinstance(dataset, Sized) else None
         paths = [path for path, _ in done]
         with Progress("writing shards", total, "samples") as progress:
             for group in _groups(samples, shard_bytes):
                 path = pattern.format(len(paths))
-                _check_free(path)
-                _write(path, (file for files in group for file in files))
+                _check_free(target, path)
+                _write(target, path, (file for files in group for file in files))
                 paths.append(path)
                 progress.advance(len(group))
     return paths
@@ -87,19 +90,21 @@ def pack_folder(
     classes: bool = False,
     shuffle: int | None = None,
     resume: bool = False,
+    storage_options: Options | None = None,
 ) -> list[str]:
     """Write the files of a folder to tar shards, several at once; return their paths.
 
     Args:
         folder: its files, those of its folders too; those named alike up to the first dot of their
             name are one sample. Hidden files are left out.
-        out: where to: ``"out/{:05d}.tar"``, or a directory for that.
+        out: where to: ``"out/{:05d}.tar"``, or a directory for that; also in a store.
         shard_bytes: a shard ends before it would have more bytes than this.
         classes: add ``.cls``, the number of the first folder by its name: classes as an
             :class:`ImageFolder` has them.
         shuffle: a seed; the samples are put in an order that follows from it. Without, they are in
             the order of their paths.
         resume: keep the shards that are there, and write those that are not.
+        storage_options: of the store, as of :class:`TarDataset`.
 
     The same files give the same bytes.
 
@@ -109,21 +114,24 @@ def pack_folder(
         SourceError: a folder without files, or files that are no file of a sample.
         InUseError: another program is writing there.
     """
-    target = os.fspath(out)
-    pattern = _checked(target if "{" in target else os.path.join(target, "{:05d}.tar"), shard_bytes)
+    given = os.fspath(out)
+    pattern = _checked(given if "{" in given else os.path.join(given, "{:05d}.tar"), shard_bytes)
+    target = target_of(pattern, Stores(storage_options))
     samples = _samples_in(os.fspath(folder), classes)
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(samples))
         samples = [samples[n] for n in order]
     groups = list(_cut(samples, shard_bytes))
-    with _alone(pattern):
+    with target.alone(pattern):
         paths = [pattern.format(n) for n in range(len(groups))]
-        kept = _kept(paths, [*map(len, groups)], resume)
-        _check_free(pattern.format(len(groups)))
+        kept = _kept(target, paths, [*map(len, groups)], resume)
+        _check_free(target, pattern.format(len(groups)))
 
         def write(number: int) -> int:
             if paths[number] not in kept:
-                _write(paths[number], (f for sample in groups[number] for f in sample.files()))
+                _write(
+                    target, paths[number], (f for sample in groups[number] for f in sample.files())
+                )
             return len(groups[number])
 
         threads = min(_AT_ONCE, max(1, int(available_cores())))
@@ -199,9 +207,10 @@ def _checked(out: PathLike, shard_bytes: int) -> str:
     pattern = os.path.expanduser(os.fspath(out))
     if shard_bytes < 1:
         raise OptionError(f"shard_bytes={shard_bytes} is no size. Write shard_bytes=256 << 20.")
-    if "://" in pattern:
+    if "://" in pattern and (pattern.startswith("http") or not is_remote(pattern)):
         raise OptionError(
-            f"{pattern} is no place on this machine. Write shards to a directory, and copy them."
+            f"{shown(pattern)} is no place to write shards to. Write a directory, or an address in "
+            f"a store: 's3://bucket/train/{{:05d}}.tar'."
         )
     try:
         if pattern.format(0) != pattern.format(1):
@@ -213,56 +222,48 @@ def _checked(out: PathLike, shard_bytes: int) -> str:
     )
 
 
-def _alone(pattern: str) -> Any:
-    folder = Path(pattern.format(0)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return take(
-        folder / ".writing.lock", f"the folder of shards {folder}", "Write to another directory."
-    )
-
-
-def _done(pattern: str, resume: bool) -> list[tuple[str, int]]:
+def _done(target: Target, pattern: str, resume: bool) -> list[tuple[str, int]]:
     """Return the shards that are there, and how many samples each has."""
     done = []
     for number in itertools.count():
         path = pattern.format(number)
-        if not os.path.exists(path):
+        place = target.place(path)
+        if place is None:
             break
         if not resume:
-            _check_free(path)
-        done.append((path, _samples_of(path)))
+            raise _there(path)
+        done.append((path, target.samples(place)))
     return done
 
 
-def _kept(paths: Sequence[str], counts: Sequence[int], resume: bool) -> set[str]:
+def _kept(target: Target, paths: Sequence[str], counts: Sequence[int], resume: bool) -> set[str]:
     """Return which of the shards are there, whole."""
     kept = set()
     for path, count in zip(paths, counts, strict=True):
-        if not os.path.exists(path):
+        place = target.place(path)
+        if place is None:
             continue
         if not resume:
-            _check_free(path)
-        if _samples_of(path) != count:
+            raise _there(path)
+        if (found := target.samples(place)) != count:
             raise SourceError(
-                f"{path} has {_samples_of(path):,} samples and would have {count:,}: it was packed "
+                f"{shown_path(path)} has {found:,} samples and would have {count:,}: it was packed "
                 f"of other files, or with other options. Write to another directory."
             )
         kept.add(path)
     return kept
 
 
-def _samples_of(path: str) -> int:
-    shard, stores = Place.local(path), Stores()
-    make_beside(shard, stores)  # of one that was killed between a shard and its index
-    return Indexes(None, stores).summary(shard).samples
+def _check_free(target: Target, path: str) -> None:
+    if target.place(path) is not None:
+        raise _there(path)
 
 
-def _check_free(path: str) -> None:
-    if os.path.exists(path):
-        raise FileExistsError(
-            f"{path} is there already, and is not written over. Remove it, write to another "
-            f"directory, or write resume=True to go on behind what is there."
-        )
+def _there(path: str) -> FileExistsError:
+    return FileExistsError(
+        f"{shown_path(path)} is there already, and is not written over. Remove it, write to "
+        f"another directory, or write resume=True to go on behind what is there."
+    )
 
 
 def _from(dataset: Iterable[Any], first: int) -> Iterator[list[File]]:
@@ -300,13 +301,11 @@ def _cut(samples: Sequence[_Packed], shard_bytes: int) -> Iterator[Sequence[_Pac
     yield samples[first:]
 
 
-def _write(path: str, files: Iterable[File]) -> None:
-    with written_whole(Path(path)) as out:
-        _write_tar(out, files)
-    make_beside(Place.local(path), Stores())
+def _write(target: Target, path: str, files: Iterable[File]) -> None:
+    target.write(path, partial(_write_tar, files))
 
 
-def _write_tar(out: BinaryIO, files: Iterable[File]) -> None:
+def _write_tar(files: Iterable[File], out: BinaryIO) -> None:
     """Write an archive of which nothing depends on when and by whom it is written."""
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in files:

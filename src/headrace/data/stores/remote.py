@@ -60,6 +60,11 @@ def shown(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def shown_path(address: str) -> str:
+    """Return a path as it is, and an address as :func:`shown`."""
+    return shown(address) if is_remote(address) else address
+
+
 class Stores:
     """Reads and writes objects with one set of options; pickled, it takes the options along."""
 
