@@ -32,7 +32,8 @@ def correct() -> None:
     @wraps(method)
     def adjust_state_dict_for_prefetch(self: Any) -> None:
         method(self)
-        reads = 1 if self.split_batches or self.submesh_tp else self.state.num_processes
+        one = self.split_batches or getattr(self, "submesh_tp", None)
+        reads = 1 if one else self.state.num_processes
         if reads > 1 and isinstance(self.base_dataloader, DataLoader):
             self.dl_state_dict = _of_group(self, self.dl_state_dict, reads)
 

@@ -321,7 +321,7 @@ def test_shards_are_written_to_a_store_and_gone_on_with(endpoint, options, tmp_p
 
 
 def test_no_shards_are_written_to_a_web_server(web):
-    with pytest.raises(OptionError, match=r"is no place to write shards to\. Write a directory, or"):
+    with pytest.raises(OptionError, match=r"is no place to write shards to\. Write a directory"):
         write_shards(_samples(2), f"{web.address}/{{:03d}}.tar")
 
 
