@@ -286,7 +286,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
             persistent._shutdown_workers()  # type: ignore[attr-defined]
             self.__dict__["_iterator"] = None
 
-    def _generators(self) -> list[torch.Generator]:
+    def _generators(self) -> list[Any]:
         return generators_of(self._index_sampler, self.generator)
 
     def __len__(self) -> int:

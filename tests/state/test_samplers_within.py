@@ -1,10 +1,16 @@
 """Samplers that go through others, or call their generators what they like: exact all the same."""
 
+import json
+import random
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 
 from headrace import DataLoader
+from headrace.errors import StateError
 from state.loaders import plain
 
 N = 24
@@ -70,6 +76,25 @@ class Rng(Sampler):
         return iter(torch.randperm(N, generator=self.rng).tolist())
 
 
+class Own(Sampler):
+    """Shuffles by a generator of its own, which goes on from epoch to epoch."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __len__(self):
+        return N
+
+    def __iter__(self):
+        order = list(range(N))
+        self.generator.shuffle(order)
+        return iter(order)
+
+
+def numpys(kind):
+    return np.random.Generator(kind(5))
+
+
 class OrderOfBatches(BatchSampler):
     """Shuffles another's batches by torch's default generator."""
 
@@ -83,7 +108,26 @@ def drawn(generator):
     return RandomSampler(range(N), generator=generator)
 
 
+FOREIGN = {
+    "random": lambda: random.Random(5),
+    "RandomState": lambda: np.random.RandomState(5),
+    **{
+        kind.__name__: partial(numpys, kind)
+        for kind in (
+            np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox,
+            np.random.SFC64,
+        )
+    },
+}  # fmt: skip
+
 WITHIN = {
+    **{
+        f"of its own, {name}": lambda make=make: {"sampler": Own(make()), "batch_size": 5}
+        for name, make in FOREIGN.items()
+    },
+    "of its own, inside": lambda: {
+        "batch_sampler": Share(BatchSampler(Own(random.Random(5)), 3, False))
+    },
     "a batch sampler in another": lambda: {
         "batch_sampler": Share(BatchSampler(drawn(seeded()), 3, False))
     },
@@ -123,11 +167,31 @@ def test_later_epochs_go_on_behind_any_step(name, own, workers):
     iterator, states, seen = iter(loader), [], []
     for batch in iterator:
         seen.append(plain(batch))
-        states.append(loader.state_dict())
+        states.append(json.loads(json.dumps(loader.state_dict())))
     for step in (1, len(states) - 1):
         again = make(2)
         again.load_state_dict(states[step - 1])
         assert batches(again) == seen[step:], step
+
+
+@pytest.mark.parametrize("name", [name for name in WITHIN if name.startswith("of its own")])
+def test_the_epoch_behind_a_finished_one_goes_on_from_its_generators(name):
+    loader = DataLoader(range(N), **WITHIN[name]())
+    batches(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    again = DataLoader(range(N), **WITHIN[name]())
+    again.load_state_dict(state)
+    assert [batches(again), batches(again)] == [batches(loader), batches(loader)]
+
+
+def test_a_state_of_another_kind_of_generator_is_refused():
+    loader = DataLoader(range(N), sampler=Own(random.Random(5)))
+    state = loader.state_dict()
+    other = DataLoader(range(N), sampler=Own(np.random.default_rng(5)))
+    with pytest.raises(StateError, match=r"it is of a Random, and the sampler has a Generator"):
+        other.load_state_dict(state)
+    with pytest.raises(StateError, match="a generator cannot be read"):
+        DataLoader(range(N), sampler=drawn(seeded())).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", WITHIN)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from headrace.engine.making.recipe import Recipe
+from headrace.engine.order.foreign import Generator
 from headrace.engine.order.samplers import generators_of
 from headrace.sampling.ranks import Shard
 
@@ -44,6 +45,6 @@ class Options:
         return self.num_workers > 0 and self.backend != "inline"
 
     @property
-    def generators(self) -> list[torch.Generator]:
+    def generators(self) -> list[Generator]:
         """Return the generators that the epoch draws from: the loader's first."""
         return generators_of(self.index_sampler, self.generator)

@@ -10,8 +10,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from headrace.engine.epoch.engine import Engine
 from headrace.engine.epoch.options import Options
 from headrace.engine.epoch.same_stream import SameStream
@@ -19,6 +17,7 @@ from headrace.engine.lease import Pool
 from headrace.engine.order.epochs import EpochCount
 from headrace.engine.order.facts import set_epoch
 from headrace.engine.order.fit import check
+from headrace.engine.order.foreign import Generator
 from headrace.engine.order.packing import decode
 from headrace.engine.order.state import FINISHED, FRESH, Progress, Shape, describe
 from headrace.engine.shared import Home
@@ -113,7 +112,7 @@ class Session:
         engine = None if self._engine is None else self._engine()
         return None if engine is None else engine.last_indices()
 
-    def state(self, shape: Shape, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    def state(self, shape: Shape, generators: Sequence[Generator]) -> dict[str, Any]:
         """Return where the loader stands.
 
         Raises:
@@ -135,7 +134,7 @@ class Session:
                 position = progress.prefix
         return describe(shape, progress, position, generators)
 
-    def load(self, state: Any, shape: Shape, generators: Sequence[torch.Generator]) -> None:
+    def load(self, state: Any, shape: Shape, generators: Sequence[Generator]) -> None:
         """Keep a state for the next epoch to begin with.
 
         Raises:

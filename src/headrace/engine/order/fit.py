@@ -10,6 +10,7 @@ import torch
 
 from headrace.engine.order.checksum import checksum
 from headrace.engine.order.facts import compare_facts, facts_of
+from headrace.engine.order.foreign import ForeignGenerator, Generator
 from headrace.engine.order.packing import decode, is_others
 from headrace.engine.order.ranks import seeds_of
 from headrace.engine.order.state import (
@@ -34,7 +35,7 @@ _LIMIT = 2**63
 
 
 def check(
-    state: Any, shape: Shape, generators: Sequence[torch.Generator]
+    state: Any, shape: Shape, generators: Sequence[Generator]
 ) -> tuple[dict[str, Any], int | None]:
     """Return a copy of a state that fits a loader, and the global batch to take over from it.
 
@@ -124,7 +125,7 @@ def _check_between_epochs(state: dict[str, Any], shape: Shape) -> None:
 
 
 def _check_running(
-    state: dict[str, Any], shape: Shape, generators: Sequence[torch.Generator]
+    state: dict[str, Any], shape: Shape, generators: Sequence[Generator]
 ) -> int | None:
     _compare("dataset_length", state, shape.dataset_length, "the same dataset")
     _compare("sampler", state, shape.sampler, "the same kind of sampler and shuffle=")
@@ -213,7 +214,7 @@ def _check_streams(state: dict[str, Any], shape: Shape) -> None:
         raise _damaged("its streams and its steps do not agree")
 
 
-def _check_generators(saved: list[Any], generators: Sequence[torch.Generator]) -> None:
+def _check_generators(saved: list[Any], generators: Sequence[Generator]) -> None:
     if len(saved) != len(generators):
         raise StateError(
             f"the state was saved with {len(saved)} generators, and the order of this loader is "
@@ -222,7 +223,10 @@ def _check_generators(saved: list[Any], generators: Sequence[torch.Generator]) -
         )
     for text, generator in zip(saved, generators, strict=True):
         try:
-            torch.Generator(device=generator.device).set_state(decode(text))
+            if isinstance(generator, ForeignGenerator):
+                generator.check(decode(text))
+            else:
+                torch.Generator(device=generator.device).set_state(decode(text))
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise _damaged(f"a generator cannot be read ({error})") from error
 

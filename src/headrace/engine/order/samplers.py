@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, Sampler, SequentialSampler
 
+from headrace.engine.order.foreign import ForeignGenerator, Generator, is_foreign
 from headrace.engine.order.streams import knows_its_place
 from headrace.rng import mix
 from headrace.sampling.order import is_exact
@@ -18,33 +19,36 @@ _DRAW_NOTHING = (SequentialSampler, DistributedSampler)
 _FEW = 100  # samplers that one goes through; longer lists hold indices
 
 
-def generators_of(index_sampler: Any, own: torch.Generator | None) -> list[torch.Generator]:
+def generators_of(index_sampler: Any, own: torch.Generator | None) -> list[Generator]:
     """Return the generators that a loader draws from: its own or torch's, and its samplers'.
 
     A sampler's are those that it holds, whatever it calls them, and those of the samplers that it
     holds in turn: accelerate's and users' own go through another one.
     """
     default = torch.default_generator
-    generators = [default if own is None else own]
-    found: list[torch.Generator] = []
+    generators: list[Generator] = [default if own is None else own]
+    found: list[Generator] = []
     for sampler, held in _held_in(index_sampler, {}).values():
         from_torchs = not isinstance(sampler, _DRAW_NOTHING) and type(sampler) is not BatchSampler
-        found += held or [default] * from_torchs
+        of_torchs = any(isinstance(one, torch.Generator) for one in held)
+        found += held if of_torchs or not from_torchs else [*held, default]
     return generators + [g for g in dict.fromkeys(found) if g is not generators[0]]
 
 
-_Held: TypeAlias = dict[int, tuple[Any, list[torch.Generator]]]
+_Held: TypeAlias = dict[int, tuple[Any, list[Generator]]]
 
 
 def _held_in(sampler: Any, seen: _Held) -> _Held:
     """Return a sampler and those inside it, each once, with the generators that each holds."""
-    held: list[torch.Generator] = []
+    held: list[Generator] = []
     seen[id(sampler)] = sampler, held
     inside = [getattr(sampler, name, None) for name in ("sampler", "batch_sampler")]
     if type(sampler) is not BatchSampler:
         for value in _attributes(sampler):
             if isinstance(value, torch.Generator):
                 held.append(value)
+            elif is_foreign(value):
+                held.append(ForeignGenerator(value))
             elif isinstance(value, Sampler):
                 inside.append(value)
     for inner in inside:
@@ -135,7 +139,7 @@ class _Seeded:
             yield index
 
 
-def load_at_end(index_sampler: Any, state: Any, generators: Sequence[torch.Generator]) -> None:
+def load_at_end(index_sampler: Any, state: Any, generators: Sequence[Generator]) -> None:
     """Load a sampler with its state from the end of an epoch, so that it begins another one.
 
     For some samplers that state means a new epoch, for others that nothing is left. Which it is

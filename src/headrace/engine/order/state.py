@@ -17,6 +17,7 @@ import torch
 
 from headrace.engine.order.checksum import checksum
 from headrace.engine.order.facts import Facts, epoch_setter, facts_of
+from headrace.engine.order.foreign import Generator
 from headrace.engine.order.packing import encode, others
 from headrace.engine.order.streams import (
     Stream,
@@ -159,7 +160,7 @@ class Shape:
 
 
 def describe(
-    shape: Shape, progress: Progress | None, position: int, generators: Sequence[torch.Generator]
+    shape: Shape, progress: Progress | None, position: int, generators: Sequence[Generator]
 ) -> dict[str, Any]:
     """Return the state of a loader: ``position`` steps of this epoch are handed out."""
     status = FRESH if progress is None else FINISHED if progress.finished else RUNNING
