@@ -16,7 +16,7 @@ ROWS = {
     "order": 13,
     "train": 1,
     "sources": 10,
-    "shards": 13,
+    "shards": 15,
 }
 
 
