@@ -327,9 +327,7 @@ def _first_epoch(addresses: Sequence[str], options: dict[str, Any], workers: int
         )
         loader = DataLoader(dataset, _BATCH, shuffle=True, num_workers=workers, collate_fn=list)
         rate = _rate(partial(iter, loader))
-        deadline = time.monotonic() + 60
-        while list(Path(fresh).rglob("*.part")) and time.monotonic() < deadline:
-            time.sleep(0.01)  # what is on its way would be in the way of the next one
+        _until_kept(len(addresses), Path(fresh))  # what is on its way is in the way of the next one
         return rate
 
 
@@ -337,5 +335,9 @@ def _wait_until_kept(dataset: TarDataset, count: int, cache: Path) -> None:
     """Read once of each shard, and wait until all of them are kept."""
     for index in range(0, len(dataset), 8):
         _ = dataset[index]
+    _until_kept(count, cache)
+
+
+def _until_kept(count: int, cache: Path) -> None:
     while len(list((cache / "shards").glob("*.shard"))) < count:
-        time.sleep(0.05)
+        time.sleep(0.01)

@@ -124,6 +124,20 @@ def test_the_next_window_is_fetched_before_it_is_read(urls, size, tmp_path, work
     del batches
 
 
+def test_what_is_asked_for_again_leaves_nothing_on_its_way(urls, size, tmp_path):
+    cache = tmp_path / "cache"
+    dataset = TarDataset(urls, cache_dir=cache, cache_bytes=100 * size, decode=False)
+    *first, last = dataset._places
+    for _ in range(2):
+        for place in first:
+            dataset._kept._asked.clear()
+            dataset._kept.fetch(place.about, dataset._stores)
+        until(lambda: len(kept_in(cache)) == len(first))
+    dataset._kept.fetch(last.about, dataset._stores)  # they are fetched one after the other
+    until(lambda: len(kept_in(cache)) == len(urls))
+    assert not list((cache / "shards").glob("*.part"))
+
+
 def test_no_more_is_fetched_ahead_than_is_kept(urls, size, tmp_path):
     cache = tmp_path / "cache"
     dataset = TarDataset(urls, cache_dir=cache, cache_bytes=size, shuffle_shards=1, decode=False)

@@ -237,8 +237,11 @@ class _Keeper:
     ) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part = path + ".part"
-        if not _is_at(part, descriptor) or os.path.exists(path):
+        if not _is_at(part, descriptor):
             return  # it was fetched meanwhile
+        if os.path.exists(path):
+            os.unlink(part)
+            return
         try:
             if not self._take_room(descriptor, path, request["size"], request["bound"]):
                 os.unlink(part)
