@@ -55,6 +55,7 @@ class Position:
     batches: int = 0  # that this process has had of the present epoch
     loss: float = 0.0  # losses times weights of the present epoch, so far as they were read
     weight: float = 0.0
+    stopped_of: int = 0  # epochs that there were to be, when the training was stopped before
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class Fit:
         """Train up to the last epoch, or until SIGTERM or ``trainer.stop()``."""
         plan, trainer = self.plan, self.trainer
         self._resume()
+        trainer.stopping = self.position.stopped_of >= plan.epochs
         self.updater.optimizer.zero_grad()
         trainer.call("on_fit_start")
         show = trainer.progress if self.ranks.rank == 0 else False
@@ -146,6 +148,7 @@ class Fit:
         self.position = Position(epoch + 1, position.step)
         trainer.call("on_epoch_end", epoch, values)
         trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
+        self.position.stopped_of = self.plan.epochs if trainer.stopping else 0
         if self.save_later or (self.plan.every_steps is None and self.plan.every_s is None):
             self._save()
         self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
@@ -308,6 +311,11 @@ class Fit:
         text = f"goes on from step {self.position.step} (epoch {done + 1} of {epochs}) in {folder}"
         if done >= epochs:
             text = f"{epochs} of {epochs} epochs are done in {folder}: nothing to train"
+        elif self.trainer.stopping:
+            text = (
+                f"the training in {folder} was stopped behind epoch {done} of {epochs}: nothing to "
+                f"train; with epochs={epochs + 1} or more it goes on"
+            )
         self.progress.message(text)
 
     def _resume(self) -> None:
