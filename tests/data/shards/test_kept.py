@@ -124,6 +124,18 @@ def test_the_next_window_is_fetched_before_it_is_read(urls, size, tmp_path, work
     del batches
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_without_a_cache_nothing_is_written(shards, urls, tmp_path, monkeypatch, method):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset = TarDataset(urls, cache_dir=False)
+    expected = list(TarDataset(sorted(map(str, shards.glob("*.tar"))), cache_dir=False))
+    loader = DataLoader(dataset, 4, num_workers=2, multiprocessing_context=method, collate_fn=list)
+    assert [sample for batch in loader for sample in batch] == expected
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(OptionError, match="cache_dir=False keeps nothing, and cache_bytes=5"):
+        TarDataset(urls, cache_dir=False, cache_bytes=5)
+
+
 def test_what_was_fetched_meanwhile_leaves_nothing_on_its_way(tmp_path):
     from headrace.data.stores import io_process
 

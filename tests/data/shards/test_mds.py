@@ -274,6 +274,14 @@ def test_through_a_server(tmp_path, shards, web, compression, keep):  # noqa: F8
         assert not [request for request in web.seen if request[0] == "GET"]
 
 
+def test_without_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert list(MDSDataset(plain(tmp_path / "data"), cache_dir=False)) == WANTED
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(OptionError, match="is compressed, and has to be kept decompressed"):
+        MDSDataset(plain(tmp_path / "packed", compression="gz"), cache_dir=False)
+
+
 def test_a_server_without_an_index(tmp_path, shards, web):  # noqa: F811
     with pytest.raises(SourceError, match=r"there is no index.json in http://"):
         MDSDataset(f"{web.address}/nothing", cache_dir=tmp_path)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from headrace.notices import warn_user
 from headrace.written import written_whole
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+CacheDir: TypeAlias = PathLike | Literal[False] | None
 
 BESIDE = ".index"  # behind the name of a shard: its index, made beforehand
 
@@ -222,8 +224,8 @@ class Indexes:
     it where it names its size, and is no older: copies have times of their own.
     """
 
-    def __init__(self, cache_dir: PathLike | None, stores: Stores) -> None:
-        self._cache_dir = cache_dir
+    def __init__(self, cache_dir: CacheDir, stores: Stores) -> None:
+        self._cache_dir = cache_dir  # False: those that are made stay in memory
         self._stores = stores
         self._in_memory: dict[str, bytes] = {}
 
@@ -248,10 +250,12 @@ class Indexes:
         if shard.about is None and _is_of(beside, shard.stamp, exactly=False):
             yield beside
         kept = self._kept(shard)
-        if _is_of(kept, shard.stamp, exactly=True):
+        if kept is not None and _is_of(kept, shard.stamp, exactly=True):
             yield kept
 
-    def _kept(self, shard: Place) -> Path:
+    def _kept(self, shard: Place) -> Path | None:
+        if self._cache_dir is False:
+            return None
         # The name of an object is no path from here.
         source = shard.address if shard.about is None else f"/{shard.address}"
         return cache_path(source, "index", self._cache_dir)
@@ -263,6 +267,9 @@ class Indexes:
             return made
         made = self._fetched(shard) or made_index(shard, self._stores)
         kept = self._kept(shard)
+        if kept is None:
+            self._in_memory[shard.address] = made
+            return made
         try:
             with written_whole(kept) as file:
                 file.write(made)
@@ -298,6 +305,8 @@ class Indexes:
         return header.tobytes() + raw[8 * _HEADER :]
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._cache_dir is False:
+            return self.__dict__
         return {**self.__dict__, "_in_memory": {}}
 
 

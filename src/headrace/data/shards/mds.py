@@ -17,15 +17,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from headrace.data.files import PathLike, cache_path
+from headrace.data.files import cache_path
 from headrace.data.shards.columns import Columns, Value, columns_of
 from headrace.data.shards.decode import Decode
+from headrace.data.shards.index import CacheDir
 from headrace.data.shards.places import File, Place
 from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
 from headrace.data.stores.local import LocalFile
 from headrace.data.stores.remote import Options, Stores, is_remote, shown, shown_path
 from headrace.data.text.compressed import decompressed
-from headrace.errors import SourceError, TruncatedFileError
+from headrace.errors import OptionError, SourceError, TruncatedFileError
 from headrace.written import written_whole
 
 Directories: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -89,7 +90,7 @@ class MDSDataset(ShardedDataset):
         size: height and width that images are resized to (one number for both), as by
             :class:`ImageDecoder`.
         cache_dir: where compressed shards are kept decompressed, each once for all processes; None
-            is ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+            is ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``; False allows none.
         storage_options: as of :class:`TarDataset`.
         cache_bytes: as of :class:`TarDataset`.
         shuffle_shards: as of :class:`TarDataset`.
@@ -107,7 +108,7 @@ class MDSDataset(ShardedDataset):
         *,
         decode: Decode = True,
         size: int | tuple[int, int] | None = None,
-        cache_dir: PathLike | None = None,
+        cache_dir: CacheDir = None,
         storage_options: Options | None = None,
         shuffle_shards: int | None = None,
         cache_bytes: int | None = None,
@@ -130,7 +131,13 @@ class MDSDataset(ShardedDataset):
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
         )
-        self._cache_dir = cache_dir
+        self._cache_dir = cache_dir or None
+        packed = [shard.file for shard in self._shards if shard.compression is not None]
+        if cache_dir is False and packed:
+            raise OptionError(
+                f"{packed[0]} is compressed, and has to be kept decompressed to be read in any "
+                f"order: cache_dir=False keeps nothing. Write cache_dir= with a directory."
+            )
         self._decode = decode
         self._size = size
         kinds = dict.fromkeys(shard.columns for shard in self._shards)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from headrace.data.compose import Source, place_of
-from headrace.data.files import PathLike
+from headrace.data.shards.index import CacheDir
 from headrace.data.shards.places import File, Place
 from headrace.data.stores.kept import Kept
 from headrace.data.stores.remote import RemoteFile, Stores, shown
@@ -47,7 +47,7 @@ class ShardedDataset(Source):
         places: the shards.
         stores: reads those that are not on this machine.
         shuffle_shards: how many are mixed at a time; None is 16 where there are shards in stores.
-        cache_dir: where shards of stores are kept.
+        cache_dir: where shards of stores are kept; False keeps none.
         cache_bytes: how many bytes of them; None keeps none.
 
     Raises:
@@ -60,7 +60,7 @@ class ShardedDataset(Source):
         stores: Stores,
         *,
         shuffle_shards: int | None,
-        cache_dir: PathLike | None,
+        cache_dir: CacheDir,
         cache_bytes: int | None,
     ) -> None:
         if shuffle_shards is not None and shuffle_shards < 1:
@@ -73,7 +73,12 @@ class ShardedDataset(Source):
         self._in_stores = any(place.about is not None for place in self._places)
         every = _WINDOW if self._in_stores else len(self._places)
         self.shuffle_shards = every if shuffle_shards is None else shuffle_shards
-        self._kept = None if cache_bytes is None else Kept(cache_dir, cache_bytes)
+        if cache_bytes is not None and cache_dir is False:
+            raise OptionError(
+                f"cache_dir=False keeps nothing, and cache_bytes={cache_bytes} bytes are to be "
+                f"kept. Write cache_dir= with a directory, or leave cache_bytes= out."
+            )
+        self._kept = None if cache_bytes is None else Kept(cache_dir or None, cache_bytes)
         if self._kept is not None:
             sizes = [p.stamp.size_bytes for p in self._places if p.about is not None]
             self._kept.check_window(sizes, self.shuffle_shards)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from headrace.data.files import PathLike
 from headrace.data.progress import Progress
 from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
-from headrace.data.shards.index import Indexes, Summary
+from headrace.data.shards.index import CacheDir, Indexes, Summary
 from headrace.data.shards.places import File
 from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
 from headrace.data.stores.remote import Options, Stores
@@ -44,9 +43,9 @@ class TarDataset(ShardedDataset):
             reason), with a warning. What cannot be decoded is told when it is asked for; for that,
             ``DataLoader(..., on_error="skip")``.
         cache_dir: where the index of a shard is kept, so that its headers are read once; None is
-            ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``. It is made again when the
-            shard's size or time differs. An index beside a shard (``headrace shards index``) is
-            used where it is not older than the shard.
+            ``headrace`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``; False keeps it in memory, and
+            nothing on the disk. It is made again when the shard's size or time differs. An index
+            beside a shard (``headrace shards index``) is used where it is not older than the shard.
         storage_options: of the store that the addresses are in, beside what the environment says:
             ``{"endpoint": "http://...", "access_key_id": ..., "secret_access_key": ...}``,
             ``{"profile": "name"}``, ``{"skip_signature": True}`` and the others of obstore.
@@ -76,7 +75,7 @@ class TarDataset(ShardedDataset):
         decode: Decode = True,
         size: int | tuple[int, int] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
-        cache_dir: PathLike | None = None,
+        cache_dir: CacheDir = None,
         storage_options: Options | None = None,
         shuffle_shards: int | None = None,
         cache_bytes: int | None = None,
