@@ -37,6 +37,8 @@ class Injector:
 
     def run(self, program: Callable[[], Any]) -> Any:
         """Run a program under watch; what it raises passes through."""
+        # Python 3.12 looks here whether instructions are traced, as tracing begins.
+        sys._getframe().f_trace_opcodes = self._event == "opcode"
         sys.settrace(self._call)
         try:
             return program()
@@ -73,6 +75,7 @@ class Injector:
             return None
         if not self._is_ours(frame.f_code.co_filename):
             return None
+        frame.f_trace = self._line  # Python 3.13 traces instructions of frames that have one only
         frame.f_trace_opcodes = self._event == "opcode"
         self._before.pop(id(frame), None)
         return self._line

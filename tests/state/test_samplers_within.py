@@ -153,9 +153,15 @@ def batches(loader):
     return [plain(batch) for batch in loader]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("name", WITHIN)
+SOME = ["a batch sampler in another", "several", "of its own, random"]
+WAYS = [
+    *((name, False, 0) for name in WITHIN),
+    *((name, True, 0) for name in SOME),
+    *((name, False, 2) for name in SOME),
+]
+
+
+@pytest.mark.parametrize(("name", "own", "workers"), WAYS)
 def test_later_epochs_go_on_behind_any_step(name, own, workers):
     def make(seed):
         torch.manual_seed(seed)

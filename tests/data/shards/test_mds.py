@@ -43,7 +43,7 @@ def test_workers_share_what_was_decompressed_and_resume(tmp_path):
     data = MDSDataset(plain(tmp_path / "data", (7, 9), compression="zstd"))
 
     def make():
-        return DataLoader(data, 3, shuffle=True, seed=1, num_workers=2)
+        return DataLoader(data, 6, shuffle=True, seed=1, num_workers=2)
 
     seen = sorted(n for batch in make() for n in batch["cls"].tolist())
     assert seen == list(range(16))

@@ -101,7 +101,7 @@ def test_each_row_group_is_fetched_once_an_epoch(urls, web):
     dataset = ParquetDataset(urls, cache_dir=False, groups_in_memory=2)
 
     def make():
-        return DataLoader(dataset, 4, shuffle=True, seed=3)
+        return DataLoader(dataset, 13, shuffle=True, seed=3)
 
     assert type(make().sampler) is RowGroupSampler
     web.seen.clear()
