@@ -18,15 +18,19 @@ pytestmark = [pytest.mark.timeout(200)]
 TEXTS = "mosaicml-streaming"
 
 
+def write(place, columns, samples, **options):
+    """Write MDS shards by its own writer."""
+    with streaming.MDSWriter(out=str(place), columns=columns, **options) as out:
+        for sample in samples:
+            out.write(sample)
+    return str(place)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """A hundred samples in MDS shards, written by its own writer."""
     place = tmp_path_factory.mktemp("mds")
-    with streaming.MDSWriter(
-        out=str(place), columns={"i": "int", "text": "str"}, size_limit=400
-    ) as out:
-        for number in range(100):
-            out.write({"i": number, "text": f"text {number}"})
+    rows = ({"i": number, "text": f"text {number}"} for number in range(100))
+    write(place, {"i": "int", "text": "str"}, rows, size_limit=400)
     assert len(list(Path(place).glob("*.mds"))) > 3
     return str(place)
 
@@ -133,12 +137,7 @@ KINDS = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files it leaves
 @pytest.mark.parametrize("compression", [None, "zstd:3", "gz", "bz2"])
 def test_its_shards_hold_for_us_what_they_hold_for_it(tmp_path, compression):
-    place = str(tmp_path / "mds")
-    with streaming.MDSWriter(
-        out=place, columns=KINDS, size_limit=5_000, compression=compression
-    ) as out:
-        for sample in samples():
-            out.write(sample)
+    place = write(tmp_path / "mds", KINDS, samples(), size_limit=5_000, compression=compression)
     streaming.base.util.clean_stale_shared_memory()
     theirs = list(streaming.StreamingDataset(local=place, shuffle=False, batch_size=1))
     ours = MDSDataset(place, cache_dir=tmp_path / "cache")

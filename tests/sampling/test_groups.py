@@ -225,6 +225,25 @@ def _check_windows(groups, window):
         assert sum(first[group] <= place <= last[group] for group in first) <= window
 
 
+def test_parts_of_an_order_of_a_subclass():
+    class Same(GroupSampler):
+        index_chunks = GroupSampler.index_chunks
+
+    class Backwards(Same):
+        def __iter__(self):
+            return reversed(list(super().__iter__()))
+
+    def parts_of(kind):
+        class Own(Lenient):
+            def __shuffle__(self, generator):
+                return kind(self.sizes, self.window, generator)
+
+        return type(DataLoader(Subset(Own([3, 4, 5], 1), range(9)), 2, shuffle=True).sampler)
+
+    assert parts_of(Same) is GroupSampler
+    assert parts_of(Backwards) is torch.utils.data.RandomSampler
+
+
 def test_parts_that_have_no_groups_are_torchs():
     plain = Subset(list(range(9)), [1, 2])
     joined = ConcatDataset([Shards([3], 1), range(4)])

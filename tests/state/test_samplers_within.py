@@ -190,6 +190,22 @@ def test_the_epoch_behind_a_finished_one_goes_on_from_its_generators(name):
     assert [batches(again), batches(again)] == [batches(loader), batches(loader)]
 
 
+@pytest.mark.parametrize("held", [np.random.mtrand._rand, random._inst])
+def test_the_global_generators_are_put_back_though_a_sampler_holds_them(held):
+    """sklearn's check_random_state(None) is NumPy's global one."""
+
+    def where():
+        return np.random.get_state()[1].tolist(), random.getstate()
+
+    loader = DataLoader(range(N), sampler=Own(held), seed=3)
+    loader.state_dict()
+    assert loader._generators() == [torch.default_generator]
+    before = where()
+    seeded_loader = DataLoader(range(N), sampler=Rng(), seed=3)
+    batches(seeded_loader)
+    assert where() == before
+
+
 def test_a_state_of_another_kind_of_generator_is_refused():
     loader = DataLoader(range(N), sampler=Own(random.Random(5)))
     state = loader.state_dict()

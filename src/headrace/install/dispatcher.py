@@ -34,7 +34,9 @@ def correct() -> None:
         method(self)
         one = self.split_batches or getattr(self, "submesh_tp", None)
         reads = 1 if one else self.state.num_processes
-        if reads > 1 and isinstance(self.base_dataloader, DataLoader):
+        if (
+            reads > 1 and DataLoader in type(self.base_dataloader).__mro__
+        ):  # installed, torch's is one
             self.dl_state_dict = _of_group(self, self.dl_state_dict, reads)
 
     setattr(dispatcher, _METHOD, adjust_state_dict_for_prefetch)

@@ -6,7 +6,7 @@ For data of which a group (a shard, a row group) is cheap to read whole and dear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -136,9 +136,17 @@ def shuffle_of(dataset: Any, generator: torch.Generator | None) -> Sampler[int] 
     return sampler
 
 
+def _has_groups(sampler: object) -> TypeGuard[GroupSampler]:
+    """Say whether an order is that of a :class:`GroupSampler`: a subclass may have another."""
+    return isinstance(sampler, GroupSampler) and all(
+        getattr(type(sampler), name) is getattr(GroupSampler, name)
+        for name in ("index_chunks", "__iter__")
+    )
+
+
 def part_of(sampler: Sampler[int] | None, indices: Any) -> GroupSampler | None:
     """Return the order of those samples that are at some indices, by the groups they are in."""
-    if type(sampler) is not GroupSampler:
+    if not _has_groups(sampler):
         return None
     wanted = np.asarray(indices)
     if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
@@ -165,7 +173,7 @@ def _joined(
     samplers: Sequence[Sampler[int] | None], generator: torch.Generator | None
 ) -> GroupSampler | None:
     """Return the order of datasets one behind the other, if all of them have groups."""
-    parts = [sampler for sampler in samplers if type(sampler) is GroupSampler]
+    parts = [sampler for sampler in samplers if _has_groups(sampler)]
     if len(parts) < len(samplers) or not parts:
         return None
     places = None

@@ -33,6 +33,22 @@ def test_all_samples_by_their_numbers(tmp_path, compression):
         data[10]
 
 
+def test_a_directory_that_mosaic_has_decompressed_in(tmp_path):
+    """Its cache keeps the index, and has the shards as they are; some it has not come to yet."""
+    where = plain(tmp_path / "data", compression="zstd")
+    plain(tmp_path / "raw")
+    for number in (0, 2):
+        name = f"shard.{number:05d}.mds"
+        (where / name).write_bytes((tmp_path / "raw" / name).read_bytes())
+        (where / f"{name}.zstd").unlink()
+    assert list(MDSDataset(where)) == WANTED
+
+
+def test_an_index_in_the_present_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(plain(tmp_path / "data"))
+    assert list(MDSDataset("index.json")) == list(MDSDataset(".")) == WANTED
+
+
 def test_the_index_or_several_directories(tmp_path):
     one, other = plain(tmp_path / "a"), plain(tmp_path / "b", (2,))
     assert list(MDSDataset(one / "index.json")) == WANTED
@@ -183,7 +199,13 @@ WRONG = {
     ),
     "cut short": (_cut, r"has [\d,]+ bytes, and the index says [\d,]+: it was cut short"),
     "another compression": (
-        _edit(lambda s, i: s.update(compression="br", zip_data=s["raw_data"])),
+        _edit(
+            lambda s, i: s.update(
+                compression="br",
+                zip_data={**s["raw_data"], "basename": "0.mds.br"},
+                raw_data={**s["raw_data"], "basename": "0.mds"},
+            )
+        ),
         "compressed with 'br'; there are 'zstd', 'gz', 'bz2' here",
     ),
 }

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from tests.data.shards.servers import FileServer, put, s3_server
+from torch.utils.data import Subset
 
 from headrace import DataLoader
 from headrace.data import ParquetDataset, RowGroupSampler
@@ -108,6 +109,11 @@ def test_each_row_group_is_fetched_once_an_epoch(urls, web):
     assert sorted(n for batch in make() for n in batch["n"].tolist()) == list(range(57))
     assert len([1 for method, _, _ in web.seen if method == "GET"]) == 6
     assert_exact_resume(make)
+    dataset = ParquetDataset(urls, cache_dir=False, groups_in_memory=2)
+    web.seen.clear()
+    part = DataLoader(Subset(dataset, range(5, 55)), 13, shuffle=True, seed=3)
+    assert sorted(n for batch in part for n in batch["n"].tolist()) == list(range(5, 55))
+    assert len([1 for method, _, _ in web.seen if method == "GET"]) == 6
 
 
 @pytest.mark.parametrize("cache", [None, False])
@@ -151,6 +157,11 @@ def test_a_directory_of_a_store_and_its_columns(folder, endpoint):
         "s3://tables/all/year={2020,2021}/*.parquet",
     ):
         assert len(ParquetDataset(pattern, **options)) == 57
+    put(endpoint, "tables/spark.parquet/part-0.parquet", (folder / "a.parquet").read_bytes())
+    put(endpoint, "tables/spark.parquet/_SUCCESS", b"")
+    assert len(ParquetDataset("s3://tables/spark.parquet", **options)) == 50
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        ParquetDataset("s3://tables/none.parquet", **options)
     with pytest.raises(SourceError, match=r"s3://tables/none has no \.parquet files"):
         ParquetDataset("s3://tables/none", **options)
     assert "hidden-secret" not in repr(dataset._key) + repr(dataset)

@@ -27,8 +27,8 @@ _LOOKED_AT = 10_000  # entries of a directory, to find what is in it
 _KINDS = (
     ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .tar, "
     ".txt, .jsonl (these two also .gz and .zst), "
-    "a directory of Parquet files, of tar shards, of one directory of images for each class, "
-    "or with MNIST or CIFAR in it, or module:callable"
+    "a directory of Parquet files, of tar or MDS shards, of one directory of images for each "
+    "class, or with MNIST or CIFAR in it, an address (s3://bucket/train), or module:callable"
 )
 
 
@@ -228,7 +228,7 @@ def _of_directory(path: str) -> Callable[[], Any]:
                 return lambda: kind(place)
     if any(p.suffix == ".parquet" for p in islice(Path(path).rglob("*"), _LOOKED_AT)):
         return partial(_table, data.ParquetDataset, path)
-    if any(name.endswith((".mds", ".mds.zstd")) for name in os.listdir(path)[:_LOOKED_AT]):
+    if any(".mds" in name for name in os.listdir(path)[:_LOOKED_AT]):
         return partial(data.MDSDataset, path)
     if any(name.endswith(".tar") for name in os.listdir(path)[:_LOOKED_AT]):
         return partial(_shards, path)

@@ -22,11 +22,11 @@ from headrace.data.shards.columns import Columns, Value, columns_of
 from headrace.data.shards.decode import Decode
 from headrace.data.shards.index import CacheDir
 from headrace.data.shards.places import File, Place
-from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
+from headrace.data.shards.sharded import Fetched, Open, ShardedDataset, bytes_of
 from headrace.data.stores.local import LocalFile
 from headrace.data.stores.remote import Options, Stores, is_remote, shown, shown_path
 from headrace.data.text.compressed import decompressed
-from headrace.errors import OptionError, SourceError, TruncatedFileError
+from headrace.errors import OptionError, SourceError
 from headrace.written import written_whole
 
 Directories: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -196,13 +196,8 @@ class MDSDataset(ShardedDataset):
     def _sample(self, shard: Open, row: int, fetched: Fetched) -> dict[str, Any]:
         file, rows = shard
         [(offset, size)] = rows.ranges(row)
-        data = fetched.get((file.path, offset)) if fetched else None
         where = f"{file.path}, sample {row:,} at byte {offset:,}"
-        if data is None:
-            try:
-                data = file.read(offset, size)
-            except TruncatedFileError as error:
-                raise TruncatedFileError(f"{where}: {error}") from None
+        data = bytes_of(file, offset, size, fetched, lambda: where)
         parts = zip(rows.values, rows.columns.split(data, where), strict=True)
         return {name: value(part, f"{where}, {name}") for (name, value), part in parts}
 
@@ -223,7 +218,9 @@ class MDSDataset(ShardedDataset):
 def _directory(address: str) -> str:
     """Return an address without its index's name."""
     base = address if is_remote(address) else os.path.expanduser(address.removeprefix("file://"))
-    return base.removesuffix(_INDEX).rstrip("/") or "/"
+    if base == _INDEX:
+        return "."
+    return base.removesuffix(f"/{_INDEX}").rstrip("/") or "/"
 
 
 def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
@@ -239,7 +236,7 @@ def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
             f"there is no {_INDEX} in {shown_path(base)}, which lists the shards of a directory "
             f"that MDSWriter wrote. Write the directory that has it: '.../train'."
         ) from error
-    known: dict[str, Columns] = {}
+    known: dict[Columns, Columns] = {}  # one object for those that are alike
     try:
         index = json.loads(raw)
         if index["version"] != _VERSION:
@@ -248,7 +245,7 @@ def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
                 f"read. Write the data again with a present MDSWriter."
             )
         for shard in index["shards"]:
-            yield _shard(shard, known, shown_path(path))
+            yield _shard(shard, base, known)
     except SourceError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -258,13 +255,16 @@ def _read_index(base: str, stores: Stores) -> Iterator[_Shard]:
         ) from error
 
 
-def _shard(about: dict[str, Any], known: dict[str, Columns], path: str) -> _Shard:
+def _shard(about: dict[str, Any], base: str, known: dict[Columns, Columns]) -> _Shard:
+    path = f"{shown_path(base)}/{_INDEX}"
     if about["format"] != "mds":
         raise SourceError(
             f"{path} lists shards of the format {about['format']!r}; 'mds' is read. Write them "
             f"with MDSWriter."
         )
     raw, zipped = about["raw_data"], about.get("zip_data")
+    if zipped and not is_remote(base) and os.path.exists(os.path.join(base, raw["basename"])):
+        zipped = None  # as it is where Mosaic has decompressed it
     name = None
     if zipped:
         name = str(about["compression"]).partition(":")[0]
@@ -287,7 +287,7 @@ def _shard(about: dict[str, Any], known: dict[str, Columns], path: str) -> _Shar
         raw_size,
         _COMPRESSIONS[name] if name else None,
         samples,
-        known.setdefault(repr(columns), columns),
+        known.setdefault(columns, columns),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from headrace.data.shards.index import CacheDir
 from headrace.data.shards.places import File, Place
 from headrace.data.stores.kept import Kept
 from headrace.data.stores.remote import RemoteFile, Stores, shown
-from headrace.errors import OptionError
+from headrace.errors import OptionError, TruncatedFileError
 from headrace.machine import is_out_of_files, open_files_limit
 from headrace.sampling.groups import GroupSampler
 
@@ -38,6 +38,23 @@ class Open(NamedTuple):
 
 
 Fetched = dict[tuple[str, int], bytes]
+
+
+def bytes_of(
+    file: File, offset: int, size_bytes: int, fetched: Fetched, where: Callable[[], str]
+) -> bytes:
+    """Return a part of a sample: what was fetched of it, or what the file has there.
+
+    Raises:
+        TruncatedFileError: it has not so much; the message says ``where``.
+    """
+    data = fetched.get((file.path, offset)) if fetched else None
+    if data is not None:
+        return data
+    try:
+        return file.read(offset, size_bytes)
+    except TruncatedFileError as error:
+        raise TruncatedFileError(f"{where()}: {error}") from None
 
 
 class ShardedDataset(Source):

@@ -10,10 +10,10 @@ from headrace.data.shards.addresses import Addresses, find_shards
 from headrace.data.shards.decode import Decode, Decoders
 from headrace.data.shards.index import CacheDir, Indexes, Summary
 from headrace.data.shards.places import File
-from headrace.data.shards.sharded import Fetched, Open, ShardedDataset
+from headrace.data.shards.sharded import Fetched, Open, ShardedDataset, bytes_of
 from headrace.data.stores.remote import Options, Stores
 from headrace.data.text.known import PROGRAMS, compression_of
-from headrace.errors import OptionError, SourceError, SourceWarning, TruncatedFileError
+from headrace.errors import OptionError, SourceError, SourceWarning
 from headrace.notices import warn_user
 
 _LOOKED_AT_BYTES = 64
@@ -154,16 +154,9 @@ class TarDataset(ShardedDataset):
         value = self._decoders.value if self._decoders.decode else None
         for kind, offset, size in samples.members(row):
             suffix = suffixes[kind]
-            data = fetched.get((file.path, offset)) if fetched else None
-            if data is None:
-                try:
-                    data = file.read(offset, size)
-                except TruncatedFileError as error:
-                    where = _where(file, key, suffix, offset)
-                    raise TruncatedFileError(f"{where}: {error}") from None
-            if value is not None:
-                data = value(suffix, data, partial(_where, file, key, suffix, offset))
-            sample[suffix] = data
+            where = partial(_where, file, key, suffix, offset)
+            data = bytes_of(file, offset, size, fetched, where)
+            sample[suffix] = data if value is None else value(suffix, data, where)
         return sample
 
     def _identity(self) -> str:

@@ -122,25 +122,32 @@ def _in_stores(address: str, stores: Stores, objects: dict[str, Object]) -> _Fou
         SourceError: there are none.
         OSError: there is no such object, or a store refuses access or does not answer.
     """
-    is_directory = not (address.startswith("http") or glob.has_magic(address) or "{" in address)
-    if address.endswith(_ENDING) or not is_directory:
-        places = find_shards(address, _ENDING, stores)
-        abouts = [place.about for place in places if place.about is not None]
-        found: _Found = [(shown(about.address), {}) for about in abouts]
-    else:
-        base = address.rstrip("/") + "/"
-        below = [(about, about.address.removeprefix(base)) for about in stores.below(base)]
-        kept = [
-            (about, name.split("/"))
-            for about, name in below
-            if name.endswith(_ENDING) and not any(part[:1] in "._" for part in name.split("/"))
-        ]
-        if not kept:
-            raise SourceError(f"{shown(address)} has no {_ENDING} files, nor has what is below it.")
-        abouts = [about for about, _ in kept]
-        found = [(shown(about.address), _values(parts[:-1])) for about, parts in kept]
-    objects.update({shown(about.address): about for about in abouts})
-    return found
+    is_pattern = glob.has_magic(address) or "{" in address or address.startswith("http")
+    missing: FileNotFoundError | None = None
+    if is_pattern or address.endswith(_ENDING):
+        try:
+            places = find_shards(address, _ENDING, stores)
+        except FileNotFoundError as error:
+            if is_pattern:
+                raise
+            missing = error  # Spark calls directories x.parquet too
+        else:
+            abouts = [place.about for place in places if place.about is not None]
+            objects.update({shown(about.address): about for about in abouts})
+            return [(shown(about.address), {}) for about in abouts]
+    base = address.rstrip("/") + "/"
+    found: _Found = []
+    for about in stores.below(base):
+        *directories, name = about.address.removeprefix(base).split("/")
+        is_hidden = any(part[:1] in "._" for part in (*directories, name))
+        if name.endswith(_ENDING) and not is_hidden:
+            objects[shown(about.address)] = about
+            found.append((shown(about.address), _values(directories)))
+    if found:
+        return found
+    raise missing or SourceError(
+        f"{shown(address)} has no {_ENDING} files, nor has what is below it."
+    )
 
 
 def _values(directories: Sequence[str]) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ Every backend uses it, in whichever process it runs.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from headrace.engine.making.gather import BlockGather
 from headrace.engine.making.recipe import Recipe, listed
 from headrace.engine.making.skip import odd_one, skipped
 from headrace.engine.making.weight import Scale
-from headrace.engine.order.streams import knows_its_place, said_of
+from headrace.engine.order.streams import knows_its_place
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
@@ -50,6 +51,7 @@ class Fetcher:
         self._worker = worker
         self._iterator: Iterator[Any] | None = None
         self._ended = False
+        self._speaks: dict[str, Any] = {}  # of a stream: those that can say where they stand
         self._before: tuple[Any, Any, Any] | None = None  # what stood before the task that runs
         self._gather: BlockGather | None = None
         self.skipped: list[SkippedSample] = []
@@ -86,6 +88,11 @@ class Fetcher:
             _load(dataset, state.get("dataset"))
             self._iterator = iter(dataset)
             _load(self._iterator, state.get("iterator"))
+        # A dataset that is its own iterator speaks as the iterator.
+        streams = {"dataset": dataset, "iterator": self._iterator}
+        if dataset is self._iterator:
+            del streams["dataset"]
+        self._speaks = {name: one for name, one in streams.items() if knows_its_place(one)}
 
     def _begin_again(self, seed: int, state: Any) -> None:
         """Put the dataset back to where it stood before ``iter()``."""
@@ -166,12 +173,10 @@ class Fetcher:
 
     def _state(self) -> dict[str, Any] | None:
         """Return where an iterable dataset stands, if it can say so."""
-        dataset, iterator = self._recipe.dataset, self._iterator
-        of_dataset = None if dataset is iterator else said_of(dataset)
-        of_iterator = said_of(iterator)
-        if of_dataset is None and of_iterator is None:
+        said = {name: copy.deepcopy(one.state_dict()) for name, one in self._speaks.items()}
+        if all(one is None for one in said.values()):
             return None
-        return {"ended": self._ended, "dataset": of_dataset, "iterator": of_iterator}
+        return {"ended": self._ended, "dataset": None, "iterator": None, **said}
 
     def batch_of(self, indices: Any) -> Any:
         """Make the batch of a list of indices, outside any task: no user code may be in it."""

@@ -14,7 +14,12 @@ _KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 
 
 def is_foreign(thing: Any) -> bool:
-    """Say whether something is a generator whose state can be taken and put back."""
+    """Say whether something is a generator whose state can be taken and put back.
+
+    The global ones are not: others draw from them too, and a state has them apart.
+    """
+    if thing is np.random.mtrand._rand or thing is getattr(random, "_inst", None):
+        return False
     return isinstance(thing, _KINDS) and not isinstance(thing, random.SystemRandom)
 
 
@@ -32,7 +37,7 @@ class ForeignGenerator:
 
     def get_state(self) -> torch.Tensor:
         """Return its state as bytes of JSON."""
-        text = json.dumps([type(self._generator).__name__, _plain(self._raw())])
+        text = json.dumps([type(self._generator).__name__, _plain(self._state())])
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_state(self, state: torch.Tensor) -> None:
@@ -43,7 +48,7 @@ class ForeignGenerator:
         """
         try:
             kind, plain = json.loads(bytes(state.numpy()))
-            raw, own = _raw(plain), type(self._generator).__name__
+            raw, own = _from_plain(plain), type(self._generator).__name__
             if kind != own:
                 raise ValueError(f"it is of a {kind}, and the sampler has a {own}")
             if isinstance(self._generator, random.Random):
@@ -73,7 +78,7 @@ class ForeignGenerator:
             inner = self._generator.bit_generator
             inner.state = type(inner)(seed).state
 
-    def _raw(self) -> Any:
+    def _state(self) -> Any:
         if isinstance(self._generator, random.Random):
             return self._generator.getstate()
         if isinstance(self._generator, np.random.RandomState):
@@ -98,9 +103,9 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _raw(value: Any) -> Any:
+def _from_plain(value: Any) -> Any:
     if isinstance(value, dict) and _ARRAY in value:
         return np.frombuffer(bytes.fromhex(value["bytes"]), value[_ARRAY]).copy()
     if isinstance(value, dict):
-        return {key: _raw(inner) for key, inner in value.items()}
-    return [_raw(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _from_plain(inner) for key, inner in value.items()}
+    return [_from_plain(inner) for inner in value] if isinstance(value, list) else value

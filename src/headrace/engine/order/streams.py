@@ -10,15 +10,10 @@ from __future__ import annotations
 import copy
 import inspect
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from headrace.errors import StateError
 
 Stream: TypeAlias = dict[str, Any]
-
-
-_METHODS = {"state_dict", "load_state_dict"}
-_kinds: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # it is asked for each batch
 
 
 def knows_its_place(stream: Any) -> bool:
@@ -27,13 +22,7 @@ def knows_its_place(stream: Any) -> bool:
     Methods of these names that want other arguments are for somebody else: Mosaic's
     StreamingDataset has a ``state_dict(num_samples, from_beginning)``, for its own loader.
     """
-    kind = type(stream)
-    known = _kinds.get(kind)
-    if known is None:
-        known = _takes(stream, "state_dict", 0) and _takes(stream, "load_state_dict", 1)
-        if not (_METHODS & {*getattr(stream, "__dict__", ())} or hasattr(kind, "__getattr__")):
-            _kinds[kind] = known
-    return known
+    return _takes(stream, "state_dict", 0) and _takes(stream, "load_state_dict", 1)
 
 
 def _takes(stream: Any, name: str, count: int) -> bool:
