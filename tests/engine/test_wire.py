@@ -588,6 +588,17 @@ class TestLongBytes:
         assert first is third
         assert second == LONG + b"x"
 
+    def test_are_no_part_of_the_pickle(self, way: Way) -> None:
+        for batch in ([LONG, {"jpg": LONG * 3}], LONG, ({"a": [LONG]},), ["x", LONG * 9]):
+            data, (buffers, sent, joined), kept = cargo.pack(batch, way.pool)
+            assert len(data) < 200
+            assert not buffers
+            assert joined is not None
+            assert sent == [joined[0]]
+            assert sum(joined[1]) % len(LONG) == 0
+            del kept
+            way.pool.came_home(sent)
+
     def test_hold_no_memory_once_they_are_there(self, way: Way) -> None:
         arrived = way.cross([LONG * 4, LONG])
         assert way.bring_home() == 1, "their buffer is free at once, though they are kept"

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import warnings
 
@@ -143,6 +145,26 @@ def test_what_was_fetched_meanwhile_leaves_nothing_on_its_way(tmp_path):
     request = {"path": str(tmp_path / "a.shard"), "size": 5, "bound": 10}
     io_process._Keeper()._attempt(request, {})
     assert os.listdir(tmp_path) == ["a.shard"]
+
+
+PIECES = """
+import sys
+from headrace.data.stores import io_process
+
+address, path = sys.argv[1:]
+[_, size, etag, _] = io_process._head(address, {})
+io_process._PIECE_BYTES = 1_000
+request = {"address": address, "etag": etag, "size": size, "path": path, "bound": 1 << 30}
+io_process._Keeper()._attempt(request, {})
+"""
+
+
+def test_a_shard_of_many_pieces(shards, urls, tmp_path):  # noqa: F811
+    path = tmp_path / "a.shard"
+    source = sorted(shards.glob("*.tar"))[0]
+    subprocess.run([sys.executable, "-c", PIECES, urls[0], str(path)], check=True, timeout=60)
+    assert path.read_bytes() == source.read_bytes()
+    assert source.stat().st_size > 20_000
 
 
 def test_no_more_is_fetched_ahead_than_is_kept(urls, size, tmp_path):

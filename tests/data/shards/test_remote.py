@@ -11,7 +11,9 @@ import pytest
 from tests.data.forked import FORK
 
 from headrace import DataLoader
-from headrace.data import TarDataset, write_shards
+from headrace.cli.peek.opening import open_source
+from headrace.cli.problems import CannotGoOn
+from headrace.data import MDSDataset, ParquetDataset, TarDataset, write_shards
 from headrace.data.shards.index import BESIDE, make_beside
 from headrace.data.shards.places import Place
 from headrace.data.stores import remote
@@ -19,6 +21,7 @@ from headrace.data.stores.remote import Stores
 from headrace.errors import OptionError, SourceChangedError, SourceError
 from headrace.testing import assert_exact_resume
 
+from .mds import plain
 from .servers import FileServer, put, s3_server
 
 pytest.importorskip("obstore")
@@ -323,6 +326,32 @@ def test_shards_are_written_to_a_store_and_gone_on_with(endpoint, options, tmp_p
 def test_no_shards_are_written_to_a_web_server(web):
     with pytest.raises(OptionError, match=r"is no place to write shards to\. Write a directory"):
         write_shards(_samples(2), f"{web.address}/{{:03d}}.tar")
+
+
+def test_what_lies_at_an_address_is_found(endpoint, options, monkeypatch, tmp_path):
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    put(endpoint, "found")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name in ("access_key_id", "secret_access_key", "region"):
+        monkeypatch.setenv(f"AWS_{name.upper()}", options[name])
+    remote._at_exit()  # the process beside this one has the environment that it was started in
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "a.parquet")
+    write_shards(_samples(2), tmp_path / "{}.tar")
+    names = {"tables/year=1/a.parquet": "a.parquet", "tars/0.tar": "0.tar"}
+    for path in plain(tmp_path / "mds").iterdir():
+        names[f"mds/{path.name}"] = f"mds/{path.name}"
+    for name, path in names.items():
+        put(endpoint, f"found/{name}", (tmp_path / path).read_bytes())
+    for address, kind in {
+        "tables": ParquetDataset,
+        "tables/year=1/a.parquet": ParquetDataset,
+        "tars": TarDataset,
+        "tars/0.tar": TarDataset,
+        "mds": MDSDataset,
+    }.items():
+        assert type(open_source(f"s3://found/{address}", None).dataset) is kind
+    with pytest.raises(CannotGoOn, match="nothing in the store matches"):
+        open_source("s3://found/none", None)
 
 
 def test_the_commands_take_addresses(endpoint, options, tmp_path, monkeypatch):
