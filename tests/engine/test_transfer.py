@@ -148,7 +148,8 @@ class Source:
 
     def all_back(self) -> bool:
         pool = self.pool
-        return len(pool._returned) + sum(map(len, pool._free.values())) == pool.created
+        pool._sort_returned()
+        return sum(map(len, pool._free.values())) == pool.created
 
 
 def transfer(source: Source, lane: FakeLane) -> Transfer:

@@ -5,7 +5,7 @@ import opcode
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +29,7 @@ class Injector:
     def __init__(self, at: Place | None = None, *, each_instruction: bool = False) -> None:
         self.reached: Counter[tuple[str, int]] = Counter()
         self.raised = False
+        self.in_del = False  # it raised in a `__del__`, whose caller forgets it
         self._at = at
         self._event = "opcode" if each_instruction else "line"
         self._pid = os.getpid()
@@ -94,8 +95,15 @@ class Injector:
             self.reached[here] += 1
             if self._at == (*here, self.reached[here]):
                 self.raised = True
+                self.in_del = "__del__" in _functions(frame)
                 raise KeyboardInterrupt
         return self._line
+
+
+def _functions(frame: FrameType | None) -> Iterator[str]:
+    while frame is not None:
+        yield frame.f_code.co_name
+        frame = frame.f_back
 
 
 def describe(place: Place) -> str:

@@ -20,6 +20,7 @@ from headrace.errors import StateError
 from interrupts.ways import SAMPLES, Way
 
 LIMIT_S = 30
+FORGOTTEN = "the program did not hear of it"
 
 
 class Hang(BaseException):
@@ -210,6 +211,8 @@ def run(way: Way, want: list[Any], under: Callable[[Any], Any], *, go_on: bool) 
         if trial.loader._iterator is not None:
             trial.loader._iterator._shutdown_workers()
         del trial
+    if swallowed:
+        faults.append(f"{FORGOTTEN}: {swallowed}")
     if of_signals() != signals:
         faults.append("signals, or the lock of logs, are not as they were")
     after = what_there_is()

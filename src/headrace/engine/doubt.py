@@ -19,11 +19,17 @@ BOOKS     a step may be lost. The workers are ended and the iterator refuses to 
 
 A backend that only waits says so too (``waiting``): what a ``poll`` or a lock returns may be lost,
 for it is there the next time. Ending is written to be done again from wherever it was left. What
-is started is on a list, or owned by an object that ends it when it dies, before it runs.
+is started is on a list, or owned by an object that ends it when it dies, before it runs. Python
+forgets what is raised while such an object dies, and while a weak reference's callback runs: what a
+batch calls as it dies are methods of C, and a ``__del__`` closes with :func:`close_wholly`.
 
 An ``Exception`` (no ``KeyboardInterrupt``) that comes while code of the dataset, the sampler, the
 collation or a copy runs cannot be told from one of theirs, and takes the place of their batch.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 SETTLED, WORKERS, BOOKS = 0, 1, 2
 
@@ -31,3 +37,14 @@ REFUSAL = (
     "this iterator was interrupted in the middle of a step and cannot go on: that would lose "
     "samples. Call iter(loader) for a new epoch, or load a state_dict()."
 )
+
+
+def close_wholly(close: Callable[[], object]) -> None:
+    """Close what dies, to its end: Python forgets an interruption in a ``__del__``."""
+    try:
+        close()
+    except Exception:
+        raise
+    except BaseException:
+        close()
+        raise

@@ -37,21 +37,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=note, after_in_parent=note)
 
 
+class _Reference(weakref.ref[T]):
+    __slots__ = ()
+    __hash__ = object.__hash__  # whatever it refers to
+    __eq__ = object.__eq__
+
+
 class Alive(Generic[T]):
     """The objects that were added and still live, to be walked while other threads add and drop."""
 
     def __init__(self) -> None:
-        self._keys = itertools.count()
-        self._found: dict[int, weakref.ref[T]] = {}
+        self._found: dict[_Reference[T], None] = {}
 
     def add(self, item: T) -> None:
         """Add one: no reference to it is kept."""
-        key, found = next(self._keys), self._found
-        found[key] = weakref.ref(item, lambda _: found.pop(key, None))
+        # What is called as it dies is no Python code, in which a Ctrl-C would be forgotten.
+        self._found[_Reference(item, self._found.pop)] = None
 
     def __iter__(self) -> Iterator[T]:
         # Each step but the copy may switch threads, and a copy of references to references is one.
-        for reference in self._found.copy().values():
+        for reference in self._found.copy():
             item = reference()
             if item is not None:
                 yield item

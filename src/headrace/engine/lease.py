@@ -2,13 +2,15 @@
 
 The chain of references is the whole mechanism, there is nothing for a user to remember::
 
-    tensor -> NumPy slice -> token -> Memory -> loan (a weak reference to token)
+    tensor -> NumPy slice -> token <- loan (a weak reference) <- the pool's loans
 
 The *token* is a NumPy array made for one loan. Every slice of it, at any depth, keeps it alive,
-because NumPy's ``base`` ends at an array whose own base is not an array. When it dies, the loan's
-callback puts the memory on a deque, and the next :meth:`Pool.lend` finds it there. The callback
-may run in any thread, at any allocation, inside the pool's own code too, so it takes no lock and
-does nothing but append. What a user keeps is never lent again, simply because its token lives.
+because NumPy's ``base`` ends at an array whose own base is not an array. When it dies, the loan
+is put on a deque, and the next :meth:`Pool.lend` finds it there. That may happen in any thread, at
+any allocation, inside the pool's own code too, so what is called takes no lock and does nothing
+but append; and it is the deque's own method, because Python forgets a Ctrl-C that comes while a
+callback written in Python runs. What a user keeps is never lent again, simply because its token
+lives.
 
 A buffer that an accelerator reads from is page-locked once (:meth:`Memory.lock_pages`) and unlocked
 before it is unmapped.
@@ -22,7 +24,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ class Memory:
 
     __slots__ = (
         *("__array_interface__", "__weakref__", "_keeper", "_private"),
-        *("forks", "key", "last_lend", "loan", "pool"),
+        *("forks", "key", "last_lend"),
     )
     __array_interface__: dict[str, Any]
 
@@ -57,9 +59,6 @@ class Memory:
             "version": 3,
         }
         self._keeper = keeper  # unmaps when it dies
-        self.loan: _Loan | None = None
-        # Weak: a pool that nobody uses must not wait for the cycle collector.
-        self.pool: weakref.ref[Any] | None = None
         self.last_lend = 0
         self.key: Any = None  # what the other side of a shared buffer calls it
         self.forks = 0
@@ -146,19 +145,56 @@ def memory_at(address: int) -> Memory | None:
 
 
 class _Loan(weakref.ref[np.ndarray]):
-    """The weak reference to a token, and what its callback needs."""
+    """The weak reference to a token, and what was lent by it."""
 
     __slots__ = ("memory",)
     memory: Memory
+    __hash__ = object.__hash__  # an array has none
+    __eq__ = object.__eq__
 
 
-def _give_back(loan: weakref.ref[Any]) -> None:
-    assert isinstance(loan, _Loan)
-    memory = loan.memory
-    memory.loan = None  # ends the circle memory -> loan -> memory
-    pool = None if memory.pool is None else memory.pool()
-    if pool is not None:
-        pool.take_back(memory)
+class Loans:
+    """The loans of one owner of buffers: which are out, and which have ended.
+
+    They are the owner's and not the buffer's: without it nobody waits for what comes back, and all
+    goes without the cycle collector.
+    """
+
+    def __init__(self) -> None:
+        self._out: set[_Loan] = set()
+        self._ended: deque[_Loan] = deque()
+
+    def begin(self, memory: Memory) -> np.ndarray:
+        """Return the array whose death ends the loan of ``memory``."""
+        token = np.asarray(memory)
+        loan = _Loan(token, self._ended.append)
+        loan.memory = memory
+        self._out.add(loan)
+        return token
+
+    def ended(self) -> Iterator[Memory]:
+        """Take out the buffers whose loans have ended, each once, whatever other threads do."""
+        while self._ended:
+            try:
+                loan = self._ended.popleft()
+                self._out.remove(loan)
+            except (IndexError, KeyError):  # another thread was faster
+                continue
+            yield loan.memory
+
+    def look_again(self) -> None:
+        """Find what an interruption of :meth:`ended` has left."""
+        self._ended.extend(loan for loan in self._out.copy() if loan() is None)
+
+    def forget(self, memory: Memory) -> None:
+        """Do not wait for a buffer that must not be lent again."""
+        for loan in self._out.copy():
+            if loan.memory is memory:
+                self._out.discard(loan)
+
+    def out(self) -> set[Memory]:
+        """Return the buffers that somebody holds."""
+        return {loan.memory for loan in self._out.copy() if loan() is not None}
 
 
 class Pool:
@@ -173,7 +209,7 @@ class Pool:
     def __init__(self) -> None:
         self.created = 0
         self._pid = os.getpid()
-        self._returned: deque[Memory] = deque()
+        self._loans = Loans()
         self._free: dict[int, deque[Memory]] = {}
         self._lends = 0
 
@@ -187,7 +223,7 @@ class Pool:
         except (KeyError, IndexError):
             memory = self._larger(size) or self.create(size)
         memory.last_lend = self._lends
-        return make_token(memory)
+        return self._loans.begin(memory)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised tensor with a storage of its own, on a lease if it is large."""
@@ -210,17 +246,10 @@ class Pool:
         """Say whether this process made the pool: a forked child must not lend its memory."""
         return os.getpid() == self._pid
 
-    def take_back(self, memory: Memory) -> None:
-        """Note that the last tensor on ``memory`` is gone: called from weak reference callbacks."""
-        if self.is_mine():
-            self._returned.append(memory)
-
     def create(self, size_bytes: int) -> Memory:
         """Make a buffer of a size class."""
         self.created += 1
-        memory = Memory.private(size_bytes)
-        memory.pool = weakref.ref(self)
-        return memory
+        return Memory.private(size_bytes)
 
     def _larger(self, size_bytes: int) -> Memory | None:
         """Return free memory of a class up to four times as large: the last batch is smaller."""
@@ -231,14 +260,15 @@ class Pool:
         return None
 
     def _sort_returned(self) -> None:
-        while self._returned:
-            try:
-                memory = self._returned.popleft()
-            except IndexError:  # another thread was faster
-                break
-            self._free.setdefault(len(memory), deque()).append(memory)
+        for memory in self._loans.ended():
+            self._take_back(memory)
         if self._lends % _IDLE_LENDS == 0:
+            self._loans.look_again()
             self._release_idle()
+
+    def _take_back(self, memory: Memory) -> None:
+        """Keep a buffer for the next loan: the last tensor on it is gone."""
+        self._free.setdefault(len(memory), deque()).append(memory)
 
     def _release_idle(self) -> None:
         for free in list(self._free.values()):
@@ -248,15 +278,6 @@ class Pool:
 
     def release(self, memory: Memory) -> None:
         """Let go of a buffer that was not wanted for long."""
-
-
-def make_token(memory: Memory) -> np.ndarray:
-    """Return the array whose death ends the loan of ``memory``."""
-    token = np.asarray(memory)
-    loan = _Loan(token, _give_back)
-    loan.memory = memory
-    memory.loan = loan
-    return token
 
 
 def as_tensor(raw: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

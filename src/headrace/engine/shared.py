@@ -18,14 +18,13 @@ import ctypes
 import errno
 import mmap
 import os
-import weakref
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
 from headrace.engine import forks
-from headrace.engine.lease import Memory, Pool, make_token
+from headrace.engine.lease import Loans, Memory, Pool
 
 AVAILABLE = hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
 SHIP_AT = 32  # buffers whose descriptors may wait to be sent
@@ -98,11 +97,10 @@ class WorkerPool(Pool):
         self._next_key = 0
         for memory in heirlooms:
             self._adopt(memory)
-            self.take_back(memory)
+            self._take_back(memory)
 
     def _adopt(self, memory: Memory) -> None:
         memory.key = self._next_key
-        memory.pool = weakref.ref(self)
         self._next_key += 1
         self._by_address[memory.address] = memory
 
@@ -126,9 +124,8 @@ class WorkerPool(Pool):
         return memory
 
     def find(self, address: int) -> Memory | None:
-        """Return the buffer that begins at an address and is lent out."""
-        memory = self._by_address.get(address)
-        return None if memory is None or memory.loan is None else memory
+        """Return the buffer that begins at an address."""
+        return self._by_address.get(address)
 
     def is_abroad(self, memory: Memory) -> bool:
         """Say whether the user's process holds this buffer."""
@@ -144,7 +141,7 @@ class WorkerPool(Pool):
             memory = self._abroad.pop(key)
             if key in self._home:
                 self._home.remove(key)
-                super().take_back(memory)
+                super()._take_back(memory)
 
     def keep_out(self, keys: list[int]) -> None:
         """Drop buffers that a fork of the user's process may still read."""
@@ -152,14 +149,13 @@ class WorkerPool(Pool):
             memory = self._abroad.pop(key)
             self._home.discard(key)
             self._by_address.pop(memory.address, None)
-            memory.pool = None
+            self._loans.forget(memory)
 
-    def take_back(self, memory: Memory) -> None:
-        """Note that the last tensor of this side is gone."""
+    def _take_back(self, memory: Memory) -> None:
         if memory.key in self._abroad:
             self._home.add(memory.key)
         else:
-            super().take_back(memory)
+            super()._take_back(memory)
 
     def release(self, memory: Memory) -> None:
         """Drop a buffer that was not wanted for long, on both sides."""
@@ -173,41 +169,32 @@ class Imports:
     def __init__(self, home: Home, heirlooms: list[Memory]) -> None:
         self._home = home
         self._memories = dict(enumerate(heirlooms))
-        self._returned: deque[Memory] = deque()
-        self._pid = os.getpid()
+        self._loans = Loans()
         for key, memory in self._memories.items():
             memory.key = key
-            memory.pool = weakref.ref(self)
 
     def add(self, key: int, size_bytes: int, descriptor: int) -> None:
         """Map a buffer that the worker has made."""
         memory = map_shared(descriptor, size_bytes)
         memory.key = key
-        memory.pool = weakref.ref(self)
         self._memories[key] = memory
 
     def token(self, key: int) -> np.ndarray:
         """Lend a buffer to a batch; it is returned when the last array on it dies."""
         memory = self._memories[key]
         memory.forks = forks.count()
-        return make_token(memory)
+        return self._loans.begin(memory)
 
     def forget(self, keys: list[int]) -> None:
         """Unmap buffers that the worker has dropped."""
         for key in keys:
             self._memories.pop(key, None)
 
-    def take_back(self, memory: Memory) -> None:
-        """Note that a batch is gone: called from weak reference callbacks."""
-        if os.getpid() == self._pid:
-            self._returned.append(memory)
-
     def to_return(self) -> tuple[list[int], list[int]]:
         """Return the keys that the worker may write again, and those that it must never."""
         free: list[int] = []
         retired: list[int] = []
-        while self._returned:
-            memory = self._returned.popleft()
+        for memory in self._loans.ended():
             if memory.forks == forks.count():
                 free.append(memory.key)
             else:
@@ -218,9 +205,10 @@ class Imports:
     def bequeath(self) -> None:
         """Leave what nobody holds to a worker to come. The worker must have been reaped."""
         self.to_return()  # drops what a fork may still read
+        held = self._loans.out()
         while self._memories:  # out first: what is interrupted here and done again gives none twice
             _, memory = self._memories.popitem()
-            if memory.loan is None:
+            if memory not in held:
                 self._home.store(memory)
 
 

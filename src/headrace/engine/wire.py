@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.engine.doubt import close_wholly
 from headrace.engine.forks import Alive
 from headrace.engine.shared import WorkerPool
 
@@ -156,7 +157,7 @@ class Receiver:
 
     def __del__(self) -> None:
         if hasattr(self, "_got"):  # or it was interrupted before it had begun
-            self._drop()
+            close_wholly(self._drop)
 
 
 def _numbers(ancillary: Any) -> list[int]:

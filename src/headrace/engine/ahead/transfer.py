@@ -27,7 +27,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from headrace.engine.ahead.pinning import CudaPages
-from headrace.engine.doubt import BOOKS, SETTLED
+from headrace.engine.doubt import BOOKS, SETTLED, close_wholly
 from headrace.engine.stats import Counters
 from headrace.tree import convert
 
@@ -211,7 +211,7 @@ class Transfer(Iterator[Any]):
         # A forked child has no use for the device; at the interpreter's end the device may be gone.
         if (under_way or getattr(self, "_copying", None) is not None) and os.getpid() == self._pid:
             with suppress(RuntimeError):
-                self.close()
+                close_wholly(self.close)
 
     def _look_ahead(self) -> None:
         host = self._peek()

@@ -29,6 +29,7 @@ from headrace.engine.backends.ending import backends, check_open, end_together, 
 from headrace.engine.backends.obituary import how_it_died, how_it_ended, stack_of
 from headrace.engine.backends.spare import Spare
 from headrace.engine.backends.worker import Setup, interpreter_main, worker_main
+from headrace.engine.doubt import close_wholly
 from headrace.engine.shared import Home, Imports
 from headrace.engine.task import Done, Failed, Task
 from headrace.engine.wire_errors import WrappedError
@@ -379,11 +380,7 @@ class ProcessBackend(Backend):
         # At the interpreter's end it was closed by an exit handler, and modules may be gone.
         if not getattr(self, "_closed", True):
             with contextlib.suppress(Exception):
-                try:
-                    self.close()
-                except BaseException:  # an interruption, which Python forgets in here
-                    self.close()
-                    raise
+                close_wholly(self.close)
 
 
 def _run_forked(end: socket.socket, setup: Setup) -> None:

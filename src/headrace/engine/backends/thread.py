@@ -26,6 +26,7 @@ import torch
 
 from headrace.engine.backends.base import Backend, Finished
 from headrace.engine.backends.ending import GRACE_S, backends, check_open, end_together, flush
+from headrace.engine.doubt import close_wholly
 from headrace.engine.making.fetch import Fetcher
 from headrace.engine.making.worker_info import look_at_threads, set_thread_info, worker_info
 from headrace.engine.task import Failed, Result, Task
@@ -219,11 +220,7 @@ class ThreadBackend(Backend):
 
     def __del__(self) -> None:
         if hasattr(self, "_closed") and self.is_open():
-            try:
-                self.close()
-            except BaseException:  # an interruption, which Python forgets in here
-                self.close()
-                raise
+            close_wholly(self.close)
 
 
 class _Answers:
