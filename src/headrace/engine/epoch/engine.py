@@ -21,7 +21,7 @@ from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
 from headrace.engine.making.skip import warn_of_skipped
 from headrace.engine.order.order import Order
-from headrace.engine.order.packing import decode, others, set_others
+from headrace.engine.order.packing import decode, set_others
 from headrace.engine.order.ranks import agree, seeds_of
 from headrace.engine.order.samplers import load_at_end, stateful, with_seed
 from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress
@@ -225,7 +225,6 @@ class Engine:
             sampler = with_seed(sampler, seeds[1])
         order = None
         if not options.recipe.iterable:
-            progress.others_at_start = others()
             auto_collation, steps = options.recipe.auto_collation, progress.steps
             order = Order(sampler, auto_collation, progress.start, options.shard, steps=steps)
         if first and seeds is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from headrace.data.gatherer import IndexArray
 from headrace.engine.order.facts import epoch_setter
+from headrace.engine.order.packing import others
 from headrace.engine.task import Task
 from headrace.rng import mix, mix_range
 from headrace.sampling.order import exact_batches, index_chunks, is_exact
@@ -64,6 +65,9 @@ class Order:
         self._plan: tuple[IndexArray, IndexArray] | None = None
         self._plan_hash: int | None = None
         self.planned = self.asked = False
+        self.others_at_start: list[str] | None = (
+            None  # generators that an asked order may draw from
+        )
         self._sampler, self._drop_last = index_sampler, False
         self.batch_size: int | None = None if is_planned(index_sampler) else 1  # None: they differ
         exact = exact_batches(index_sampler) if auto_collation else None
@@ -80,6 +84,7 @@ class Order:
             self.pieces = self._planned()
         else:
             self.asked = True
+            self.others_at_start = others()
             self._custom = iter(index_sampler)
 
     @property

@@ -90,7 +90,6 @@ class Progress:
     sampler_states: dict[int, Any] = field(default_factory=dict)
     order: Any = None
     facts: Facts | None = None
-    others_at_start: list[str] | None = None
     restored: bool = False  # the streams are those of a state: the dataset is to be told
 
     def left(self, step: int) -> None:
@@ -249,9 +248,9 @@ def _of_order(shape: Shape, progress: Progress, position: int) -> dict[str, Any]
     found["yielded"] = progress.order.hash_behind(position)
     if not progress.order.asked:
         return found
-    now = others()
-    if now is not None and progress.others_at_start not in (None, now):  # somebody drew from them
-        found.update(others_at_start=progress.others_at_start, others=now)
+    then, now = progress.order.others_at_start, others()
+    if now is not None and then not in (None, now):  # somebody drew from them
+        found.update(others_at_start=then, others=now)
     return found
 
 
