@@ -72,7 +72,8 @@ class _Buffer:
         return _inherited, (reduction.DupFd(self.descriptor), self.layout)
 
     def __del__(self) -> None:
-        self._close(self.descriptor)
+        if hasattr(self, "_close"):  # or it was interrupted before it had begun
+            self._close(self.descriptor)
 
 
 def _inherited(duplicate: Any, layout: _Layout) -> _Buffer:

@@ -112,9 +112,9 @@ class _PageLock:
         self._address = address
         self._unlock = unlock
         self._keeper = keeper
-        self._pid = os.getpid()
         self._getpid = os.getpid  # module globals may be gone when this is wanted
         self.forks = forks.count()
+        self._pid = os.getpid()
 
     def release(self) -> object:
         """Unlock now; return what unmaps the pages."""
@@ -123,7 +123,8 @@ class _PageLock:
         return self._keeper
 
     def __del__(self) -> None:
-        if self._pid == self._getpid():  # in a forked child the device's library does not work
+        # In a forked child the device's library does not work.
+        if hasattr(self, "_pid") and self._pid == self._getpid():
             self._unlock(self._address)
 
 

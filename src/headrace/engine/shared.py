@@ -52,18 +52,24 @@ _libc = _LibC() if AVAILABLE else None
 
 
 class _Mapping:
-    """Unmaps its address range when it dies."""
+    """Maps a whole memfd for reading and writing, and unmaps it when it dies."""
 
-    __slots__ = ("_address", "_munmap", "_size_bytes")
+    __slots__ = ("_munmap", "_size_bytes", "address")
 
-    def __init__(self, address: int, size_bytes: int) -> None:
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
         assert _libc is not None
         self._munmap = _libc.munmap  # module globals may be gone when this is wanted
-        self._address = address
         self._size_bytes = size_bytes
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _libc.mmap(None, size_bytes, protection, mmap.MAP_SHARED, descriptor, 0)
+        if address == _MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryError(f"cannot map {size_bytes:,} bytes for a batch: {reason}")
+        self.address: int = address
 
     def __del__(self) -> None:
-        self._munmap(self._address, self._size_bytes)
+        if hasattr(self, "address"):  # or it failed, or was interrupted before
+            self._munmap(self.address, self._size_bytes)
 
 
 def map_shared(descriptor: int, size_bytes: int) -> Memory:
@@ -72,13 +78,8 @@ def map_shared(descriptor: int, size_bytes: int) -> Memory:
     Raises:
         MemoryError: the address space or the memory is used up.
     """
-    assert _libc is not None
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _libc.mmap(None, size_bytes, protection, mmap.MAP_SHARED, descriptor, 0)
-    if address == _MAP_FAILED:
-        reason = os.strerror(ctypes.get_errno())
-        raise MemoryError(f"cannot map {size_bytes:,} bytes for a batch: {reason}")
-    return Memory(address, size_bytes, _Mapping(address, size_bytes))
+    mapping = _Mapping(descriptor, size_bytes)
+    return Memory(mapping.address, size_bytes, mapping)
 
 
 class WorkerPool(Pool):

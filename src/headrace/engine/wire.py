@@ -156,7 +156,7 @@ class Receiver:
         self._files.clear()
 
     def __del__(self) -> None:
-        if hasattr(self, "_got"):  # or it was interrupted before it had begun
+        if hasattr(self, "_files"):  # or it was interrupted before it had begun
             close_wholly(self._drop)
 
 

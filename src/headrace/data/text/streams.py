@@ -116,6 +116,8 @@ class LineIterator:
         alone: called with path and line where a file has no more than that.
     """
 
+    _opened: tuple[BinaryIO, Stamp] | None = None
+
     def __init__(
         self,
         paths: Sequence[str],
@@ -129,7 +131,6 @@ class LineIterator:
         self._sample = sample
         self._skip_blank = skip_blank
         self._alone = alone
-        self._opened: tuple[BinaryIO, Stamp] | None = None
         self._file = 0  # which one is read
         self._line = 0  # lines of it that have been read
         self._offset = 0  # bytes of its content that have been read
