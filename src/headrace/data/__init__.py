@@ -29,6 +29,7 @@ from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
 from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
 from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
+from headrace.data.tokens import PackedBlocks, TokenBlocks, TokenFile, cu_seqlens
 from headrace.data.windows import SlidingWindows
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "MDSDataset",
     "MappedDataset",
     "MappedStream",
+    "PackedBlocks",
     "ParquetDataset",
     "RowGroupSampler",
     "SharedList",
@@ -68,9 +70,12 @@ __all__ = [
     "TarDataset",
     "TensorDataset",
     "TextLines",
+    "TokenBlocks",
+    "TokenFile",
     "cached",
     "chronological_split",
     "columns",
+    "cu_seqlens",
     "random_split",
     "stratified_split",
     "write_shards",
