@@ -17,6 +17,7 @@ ROWS = {
     "train": 1,
     "sources": 10,
     "shards": 15,
+    "tokens": 5,
 }
 
 

@@ -98,6 +98,10 @@ _BENCHES = {
             ("demo", "sklearn"),
         ),
     ),
+    "tokens": _Bench(
+        "Blocks of a mapped corpus of tokens, and documents packed (about a minute, 200 MB).",
+        "tokens",
+    ),
     "order": _Bench(
         "Shuffles of any size, the cost of a state, resuming at any step (about a minute).", "order"
     ),

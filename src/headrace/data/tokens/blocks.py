@@ -89,6 +89,9 @@ class TokenBlocks(Source):
         Args:
             indices: of blocks, in [0, len), shape (blocks,).
         """
+        if len(self._ends) == 1:
+            starts = indices * self.length
+            return starts, np.minimum(self._offsets[1] - 1 - starts, self.length)
         document = np.searchsorted(self._ends, indices, side="right")
         starts = self._offsets[document] + (indices - self._firsts[document]) * self.length
         left = self._offsets[document + 1] - 1 - starts
@@ -118,15 +121,15 @@ class TokenBlocks(Source):
 class _Blocks:
     """Gathers blocks: the tokens as they lie in the file first, then as int64, twice."""
 
-    watched: Sequence[torch.Tensor] | None = None  # a file may change without a version
-
     def __init__(self, blocks: TokenBlocks) -> None:
         leaf = Leaf((blocks.length,), torch.int64)
         self.spec = [leaf, leaf]
         self._blocks = blocks
         self._tokens = tokens_of(blocks.corpus)
-        if isinstance(blocks.corpus, torch.Tensor):
-            self.watched = [blocks.corpus]
+        # Only of tensors can be seen that they have changed.
+        self.watched: Sequence[torch.Tensor] | None = (
+            [blocks.corpus] if isinstance(blocks.corpus, torch.Tensor) else []
+        )
         whole = len(self._tokens) > blocks.length
         window = blocks.length + 1
         # A view: all places where a block may begin, and the tokens from there on.
@@ -142,8 +145,9 @@ class _Blocks:
         guard(blocks.corpus)
         starts, known = blocks.places(indices)
         x, y = out
-        full = known == blocks.length
-        if self._windows is not None and full.all():
+        if self._windows is not None and (
+            blocks.remainder == "drop" or known.min() == blocks.length
+        ):
             rows = self._windows[starts]
             x[...] = rows[:, :-1]
             y[...] = rows[:, 1:]

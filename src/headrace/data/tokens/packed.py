@@ -141,7 +141,7 @@ def _short(sizes: Offsets) -> npt.NDArray[Any]:
 class _PackedBlocks:
     """Gathers blocks, all pieces of a batch at once."""
 
-    watched: Sequence[torch.Tensor] | None = None  # a file may change without a version
+    watched: Sequence[torch.Tensor] | None = ()
 
     def __init__(self, blocks: PackedBlocks) -> None:
         leaf = Leaf((blocks.length,), torch.int64)
