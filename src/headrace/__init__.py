@@ -21,7 +21,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from headrace.apply import batched, map_batches
+from headrace.apply import batched, map_batches, tokenize_files
 from headrace.collate import (
     Masked,
     Packed,
@@ -178,6 +178,7 @@ __all__ = [
     "stack_batch",
     "stratified_split",
     "task_rng",
+    "tokenize_files",
     "uninstall",
     "unpad",
 ]

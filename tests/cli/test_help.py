@@ -25,6 +25,7 @@ def test_bare_command_and_help_show_the_commands(headrace, arguments):
     [
         (["--help"], ["headrace demo"]),
         (["demo", "--help"], ["headrace demo --epochs 3 --batch-size 128 --out pictures"]),
+        (["tokenize", "--help"], ["headrace tokenize books/*.txt --tokenizer tokenizer.json"]),
         (["bench", "--help"], ["headrace bench inmemory --quick"]),
         (["bench", "inmemory", "--help"], ["headrace bench inmemory --json > inmemory.json"]),
     ],

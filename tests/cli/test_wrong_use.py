@@ -26,7 +26,10 @@ import pytest
             "headrace demo: --device 'gpu' is not a device; for example cpu, cuda, cuda:1, mps",
         ),
         (["dmo"], "headrace: no such command 'dmo'. Did you mean 'demo'?"),
-        (["fly"], "headrace: no such command 'fly'. There are: demo, peek, run, shards, bench"),
+        (
+            ["fly"],
+            "headrace: no such command 'fly'. There are: demo, peek, run, tokenize, shards, bench",
+        ),
     ],
 )
 def test_a_wrong_value_gets_one_line(headrace, tmp_path, monkeypatch, arguments, line):

@@ -2,5 +2,6 @@
 
 from headrace.apply.batched import batched
 from headrace.apply.mapping import map_batches
+from headrace.apply.tokens import Corpus, tokenize_files
 
-__all__ = ["batched", "map_batches"]
+__all__ = ["Corpus", "batched", "map_batches", "tokenize_files"]

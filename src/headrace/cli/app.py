@@ -15,6 +15,8 @@ from headrace.cli.bench import bench
 from headrace.cli.problems import CannotGoOn, WrongUse, complain, one_line_errors
 from headrace.cli.program import Program, split
 from headrace.cli.shards import shards
+from headrace.cli.tokenize import EXAMPLES as _TOKENIZE_EXAMPLES
+from headrace.cli.tokenize import tokenize
 from headrace.cli.values import number_option
 from headrace.errors import OptionError
 
@@ -233,4 +235,5 @@ def _workers(text: str | None) -> int | str | None:
 
 
 app.add_typer(shards, name="shards")
+app.command(epilog=_TOKENIZE_EXAMPLES)(tokenize)
 app.add_typer(bench, name="bench")
