@@ -2,6 +2,6 @@
 
 from headrace.apply.batched import batched
 from headrace.apply.mapping import map_batches
-from headrace.apply.tokens import Corpus, tokenize_files
+from headrace.apply.tokens import tokenize_files
 
-__all__ = ["Corpus", "batched", "map_batches", "tokenize_files"]
+__all__ = ["batched", "map_batches", "tokenize_files"]

@@ -76,6 +76,11 @@ def tokenize_files(
     the same bytes for any number of workers. A call that was killed is gone on with by the same
     call, behind the last document that is on the disk.
 
+    Returns:
+        ``path`` of the corpus, ``documents`` and ``tokens`` in it (those that end documents too),
+        ``dtype``, ``end_token`` (None for nothing), ``checksum`` (CRC-32 of the tokens' file) and
+        ``tokens_per_s`` of this call.
+
     Raises:
         OptionError: no tokenizer, no such end token, a name that does not end in ``.bin``.
         SourceError: a text that cannot be read, which it names; tokens that cannot be.
