@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class Fit:
             except KeyboardInterrupt as error:
                 self._note_checkpoint(error)
                 raise
+        trainer.call("on_evaluation_start")  # the weights to stay are those that were evaluated
         trainer.call("on_fit_end")
         return self.history
 
@@ -136,6 +138,26 @@ class Fit:
         if not position.weight:
             raise no_batch("train_loader", self.feed.train_loader, position.batches, "train on")
         values = {"loss": position.loss / position.weight}
+        with self._evaluation_weights():
+            self._validate(epoch, values)
+        trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
+        self.position.stopped_of = self.plan.epochs if trainer.stopping else 0
+        if self.save_later or (self.plan.every_steps is None and self.plan.every_s is None):
+            self._save()
+        self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
+
+    @contextmanager
+    def _evaluation_weights(self) -> Iterator[None]:
+        """Have the callbacks put in the weights that are evaluated, and take them out again."""
+        try:
+            self.trainer.call("on_evaluation_start")
+            yield
+        finally:
+            self.trainer.call("on_evaluation_end")
+
+    def _validate(self, epoch: int, values: dict[str, float]) -> None:
+        """Evaluate the model behind an epoch, and tell everybody."""
+        trainer, position = self.trainer, self.position
         if self.feed.val_loader is not None:
             self.ranks.share_buffers(self.updater.model)
             self.progress.begin_validation(length_of(self.feed.val_loader))
@@ -147,11 +169,6 @@ class Fit:
         self.progress.end_epoch(values)
         self.position = Position(epoch + 1, position.step)
         trainer.call("on_epoch_end", epoch, values)
-        trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
-        self.position.stopped_of = self.plan.epochs if trainer.stopping else 0
-        if self.save_later or (self.plan.every_steps is None and self.plan.every_s is None):
-            self._save()
-        self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
 
     def _train(self, epoch: int) -> None:
         trainer, position = self.trainer, self.position
@@ -183,6 +200,8 @@ class Fit:
             if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
                 updater.scheduler.step()
             position.step += 1
+            if stepped:
+                trainer.call("on_step_end", position.step)
             self.unread.append(
                 _Unread(position.step, loss, agreed.weight, updater.norm, group, indices)
             )

@@ -19,19 +19,24 @@ def states_of(
 ) -> dict[str, Any]:
     """Return the states of loss, optimizer, scheduler, gradient scaler and callbacks."""
     scheduler = updater.scheduler
+    callbacks = [c for c in callbacks if hasattr(c, "state_dict")]
     return {
-        "kinds": _kinds(updater),
+        "kinds": {**_kinds(updater), "callbacks": _names(callbacks)},
         "loss_fn": {} if loss_module is None else own_names(loss_module.state_dict()),
         "optimizer": updater.optimizer.state_dict(),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "precision": updater.precision.state_dict(),
-        "callbacks": [c.state_dict() for c in callbacks if hasattr(c, "state_dict")],
+        "callbacks": [c.state_dict() for c in callbacks],
     }
 
 
 def _kinds(updater: Updater) -> dict[str, str]:
     parts = {"optimizer": updater.optimizer, "scheduler": updater.scheduler}
     return {name: "no" if p is None else type(p).__name__ for name, p in parts.items()}
+
+
+def _names(callbacks: Sequence[Any]) -> str:
+    return ", ".join(type(callback).__name__ for callback in callbacks)
 
 
 def load_states(
@@ -54,8 +59,12 @@ def load_states(
         StateError: they do not fit.
     """
     callbacks = [c for c in callbacks if hasattr(c, "load_state_dict")]
-    now = {**_kinds(updater), "callbacks that have a state": len(callbacks)}
-    before = {**state["kinds"], "callbacks that have a state": len(state["callbacks"])}
+    now = {
+        "callbacks that have a state": len(callbacks),
+        **_kinds(updater),
+        "callbacks": _names(callbacks),  # in this order: each gets its own state
+    }
+    before = {"callbacks that have a state": len(state["callbacks"]), **state["kinds"]}
     for name, kind in before.items():
         if now[name] != kind:
             raise StateError(

@@ -66,8 +66,17 @@ class Callback:
     def on_log(self, trainer: Trainer, step: int, values: dict[str, float]) -> None:
         """Whenever losses are read, every ``log_every`` steps: the mean since the last time."""
 
+    def on_step_end(self, trainer: Trainer, step: int) -> None:
+        """After a step of the optimizer that was not skipped; they count from 1."""
+
+    def on_evaluation_start(self, trainer: Trainer) -> None:
+        """Before validation: for who evaluates other weights. Also before ``on_fit_end``."""
+
     def on_epoch_end(self, trainer: Trainer, epoch: int, values: dict[str, float]) -> None:
         """After an epoch and its validation."""
+
+    def on_evaluation_end(self, trainer: Trainer) -> None:
+        """After ``on_epoch_end``, in the reverse order: the training goes on."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """After a checkpoint was written, on rank 0."""
@@ -351,7 +360,8 @@ class Trainer:
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a method of all callbacks."""
-        for callback in self._callbacks:
+        backward = hook == "on_evaluation_end"  # what was put in last comes out first
+        for callback in reversed(self._callbacks) if backward else self._callbacks:
             getattr(callback, hook)(self, *arguments)
 
     def log(self, values: dict[str, float], step: int, prefix: str = "") -> None:
