@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = "demo,train,tables,images,remote,bench"
+EXTRAS = "demo,train,tables,images,remote,bench,tokens"
 BESIDE = ("jax",)  # what an example is about, and headrace does not need
 
 

@@ -15,7 +15,7 @@ MEASURED = {"12", "18", "20"}  # they print times and speeds, which are those of
 # Convolutions: each processor has kernels of its own, and what they round differently grows with
 # the steps of the training.
 GROWING = {"05": 0.25}
-PROGRESS = re.compile(r"headrace: |epoch \d+/|$")  # plain lines in place of bars; no warnings
+PROGRESS = re.compile(r"headrace: |epoch \d+/|goes on |$")  # lines in place of bars; no warnings
 
 
 def test_a_program_runs_in_the_environment_of_the_wheel_without_the_sources(python, tmp_path):
