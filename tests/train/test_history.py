@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import MissingExtraError, OptionError
+from headrace.train import history as history_module
 from headrace.train.curves import panels_of, smoothed
 from headrace.train.history import History
 
@@ -174,3 +175,39 @@ def test_the_smoothed_curve():
     assert means[0] == 1
     assert 1 < means[2] < 3 < means[3] < 5
     assert len(smoothed(np.array([]))) == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(count=st.integers(0, 200), cut=st.integers(0, 200))
+def test_a_long_history_is_spread_evenly_and_bounded_through_any_resume(count, cut):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history_module, "_MOST", 8)
+        whole, resumed = History(), History()
+        for step in range(count):
+            if step == cut:
+                state, resumed = resumed.state_dict(), History()
+                resumed.load_state_dict(json.loads(json.dumps(state)))
+            for one in (whole, resumed):
+                one.add_step(step + 1, 0, loss=step)
+                one.add_epoch(step, loss=step)
+        every = 1
+        while count > 8 * every:
+            every *= 2
+        assert [row["step"] for row in whole.steps] == list(range(1, count + 1, every))
+        assert [row["epoch"] for row in whole.epochs] == list(range(0, count, every))
+        assert (resumed.steps, resumed.epochs) == (whole.steps, whole.epochs)
+        plain = {
+            "steps": [{"step": n + 1, "epoch": 0, "loss": n} for n in range(count)],
+            "epochs": [],
+        }
+        resumed.load_state_dict(plain)  # as it was written when every step was kept
+        assert resumed.steps == whole.steps
+
+
+def test_twenty_thousand_steps_are_kept_whole():
+    history = History()
+    for step in range(20_000):
+        history.add_step(step, 0, loss=1.0)
+    assert len(history.steps) == 20_000
+    history.add_step(20_000, 0, loss=1.0)
+    assert [row["step"] for row in history.steps] == list(range(0, 20_001, 2))

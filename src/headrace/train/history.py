@@ -16,6 +16,7 @@ from headrace.written import written_whole
 if TYPE_CHECKING:
     import os
 
+_MOST = 20_000  # rows of a kind: 1.3 MB of a checkpoint, and more than a picture has points
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -25,11 +26,15 @@ class History:
     Attributes:
         steps: a dict for each step whose values were read: ``step``, ``epoch`` and the values.
         epochs: a dict for each epoch: ``epoch`` and the values.
+
+    Of more than 20,000 steps every second one is kept, of more than 40,000 every fourth, and so on,
+    and so it is with epochs: a checkpoint holds a history, and must not grow with the training.
     """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
         self.epochs: list[dict[str, Any]] = []
+        self._added = {"steps": 0, "epochs": 0}  # those that were not kept included
 
     def __repr__(self) -> str:
         last = ""
@@ -40,11 +45,20 @@ class History:
 
     def add_step(self, step: int, epoch: int, **values: float) -> None:
         """Add what was read at a step, counted over all epochs."""
-        self.steps.append({"step": int(step), "epoch": int(epoch), **_numbers(values)})
+        self._add("steps", {"step": int(step), "epoch": int(epoch), **_numbers(values)})
 
     def add_epoch(self, epoch: int, **values: float) -> None:
         """Add what an epoch came to."""
-        self.epochs.append({"epoch": int(epoch), **_numbers(values)})
+        self._add("epochs", {"epoch": int(epoch), **_numbers(values)})
+
+    def _add(self, kind: Literal["steps", "epochs"], row: dict[str, Any]) -> None:
+        rows, added = getattr(self, kind), self._added[kind]
+        every = _kept_every(added + 1)
+        if every != _kept_every(added):
+            del rows[1::2]
+        if added % every == 0:
+            rows.append(row)
+        self._added[kind] = added + 1
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the loss of each step and the curves over the epochs, into a file (.png, .svg).
@@ -88,12 +102,24 @@ class History:
         return {
             "steps": [_encoded(row) for row in self.steps],
             "epochs": [_encoded(row) for row in self.epochs],
+            "added": dict(self._added),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replace all values by those of a state, or of what :meth:`to_json` wrote."""
-        self.steps = [_decoded(row) for row in state_dict["steps"]]
-        self.epochs = [_decoded(row) for row in state_dict["epochs"]]
+        added = state_dict.get("added")
+        for kind in ("steps", "epochs"):
+            rows = [_decoded(row) for row in state_dict[kind]]
+            count = len(rows) if added is None else int(added[kind])
+            if added is None:  # written when every row was kept
+                rows = rows[:: _kept_every(count)]
+            setattr(self, kind, rows)
+            self._added[kind] = count
+
+
+def _kept_every(added: int) -> int:
+    """Return of how many rows one is kept, when so many were added: a power of two."""
+    return 1 << max(0, -(-added // _MOST) - 1).bit_length()
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
