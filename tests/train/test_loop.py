@@ -284,7 +284,9 @@ def test_tensorboard_is_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert sorted(events.Tags()["scalars"]) == ["loss", "step_loss", "val_loss"]
+    assert sorted(events.Tags()["scalars"]) == [
+        "loss", "step_grad_norm", "step_loss", "step_lr", "val_loss",
+    ]  # fmt: skip
     assert [e.step for e in events.Scalars("step_loss")] == [1, 2, 3, 4]
 
 

@@ -102,6 +102,7 @@ class Fit:
         self.save_later = False  # behind the validation, for the loader is at its end
         self.saved_at = time.monotonic()
         self.saved_as: tuple[int, int] | None = None
+        self.rates: dict[str, float] = {}  # of the last step, where they are logged
 
     def run(self) -> History:
         """Train up to the last epoch, or until SIGTERM or ``trainer.stop()``."""
@@ -196,6 +197,8 @@ class Fit:
                     indices=indices,
                     every_step=every_step,
                 )
+            if trainer.logs:  # a schedule that steps changes them
+                self.rates = updater.learning_rates()
             stepped = not nothing and updater.update()
             if stepped and trainer.schedule_every == "step" and updater.scheduler is not None:
                 updater.scheduler.step()
@@ -250,7 +253,10 @@ class Fit:
         counted = [v for v, one in zip(values, unread, strict=True) if float(one.weight)]
         shown = {"loss": sum(counted) / len(counted) if counted else math.nan}
         self.progress.step(len(unread), **shown)
-        trainer.log(shown, position.step, prefix="step_")
+        if trainer.logs:
+            norm = self.updater.gradient_norm()
+            norms = {} if norm is None else {"grad_norm": float(norm)}
+            trainer.log({**shown, **norms, **self.rates}, position.step, prefix="step_")
         trainer.call("on_log", position.step, shown)
 
     def _check(self, one: _Unread, loss: float) -> None:

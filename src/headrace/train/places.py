@@ -58,6 +58,12 @@ def logger_of(logger: Any) -> tuple[Any, Path | None]:
     return logger, None
 
 
+def save_logs(logger: Any) -> None:
+    """Have one of Lightning's loggers write what it has kept: for CSV up to a hundred rows."""
+    if hasattr(logger, "save") and hasattr(logger, "finalize"):
+        logger.save()
+
+
 def _held_logs(folder: Path) -> Lock:
     folder.mkdir(parents=True, exist_ok=True)
     return take(

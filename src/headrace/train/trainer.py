@@ -37,7 +37,7 @@ from headrace.train.metrics import Metrics
 from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
-from headrace.train.places import held, logger_of
+from headrace.train.places import held, logger_of, save_logs
 from headrace.train.ranks import Ranks
 from headrace.train.schedule import (
     Length,
@@ -209,6 +209,7 @@ class Trainer:
         )
         self._callbacks = check_callbacks(callbacks)
         self._logger, self._log_folder = logger_of(logger)
+        self.logs = self._logger is not None and self.ranks.rank == 0
 
     def fit(
         self,
@@ -279,6 +280,8 @@ class Trainer:
                 self.guards.report(check_duration(scheduler, length.taken(taken)))
             return history
         finally:
+            if self.logs:
+                save_logs(self._logger)
             self.guards.after_fit()
 
     def stop(self) -> None:
@@ -366,7 +369,7 @@ class Trainer:
 
     def log(self, values: dict[str, float], step: int, prefix: str = "") -> None:
         """Hand values to the logger, on rank 0."""
-        if self._logger is not None and self.ranks.rank == 0:
+        if self.logs:
             named = {prefix + name: value for name, value in values.items()}
             self._logger.log_metrics(named, step)
 

@@ -29,6 +29,7 @@ class Training(Protocol):
     schedule_every: Literal["step", "epoch"]
     progress: bool | Literal["auto"]
     stopping: bool
+    logs: bool  # there is a logger, and this rank hands it values
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a method of all callbacks."""

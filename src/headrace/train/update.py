@@ -184,6 +184,29 @@ class Updater:
         """Keep gradients on their ranks until the last batch of a group."""
         return self._wrapped.no_sync() if stay and self._ranks.size > 1 else nullcontext()
 
+    def learning_rates(self) -> dict[str, float]:
+        """Return ``lr``; of several groups ``lr_`` and the group's name, or its place from 0."""
+        groups = self.optimizer.param_groups
+        if len(groups) == 1:
+            return {"lr": float(groups[0]["lr"])}
+        return {f"lr_{g.get('name', at)}": float(g["lr"]) for at, g in enumerate(groups)}
+
+    def gradient_norm(self) -> Tensor | None:
+        """Return the norm of the last step's gradients, before clipping, on the device.
+
+        None where there are none, or a fused optimizer has not unscaled those of float16.
+        """
+        found = [p.grad for p in self._parameters if p.grad is not None]
+        if not found or self._clip_norm is not None:
+            return self.norm if found else None
+        if self._scaler is not None and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        ):
+            return None
+        return nn.utils.get_total_norm(
+            [g.detach().coalesce().values() if g.is_sparse else g.detach() for g in found]
+        )
+
     def update(self) -> bool:
         """Step the optimizer on the gradients that are there; say whether it did.
 
