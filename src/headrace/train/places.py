@@ -58,10 +58,17 @@ def logger_of(logger: Any) -> tuple[Any, Path | None]:
     return logger, None
 
 
-def save_logs(logger: Any) -> None:
-    """Have one of Lightning's loggers write what it has kept: for CSV up to a hundred rows."""
-    if hasattr(logger, "save") and hasattr(logger, "finalize"):
-        logger.save()
+@contextmanager
+def logs_saved(logger: Any) -> Iterator[None]:
+    """Have one of Lightning's loggers write, at the end, what it has kept: for CSV up to 100 rows.
+
+    Within `held` only: saving opens files, where another program may be writing.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(logger, "save") and hasattr(logger, "finalize"):
+            logger.save()
 
 
 def _held_logs(folder: Path) -> Lock:

@@ -37,7 +37,7 @@ from headrace.train.metrics import Metrics
 from headrace.train.oom_split import OnOom
 from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
-from headrace.train.places import held, logger_of, save_logs
+from headrace.train.places import held, logger_of, logs_saved
 from headrace.train.ranks import Ranks
 from headrace.train.schedule import (
     Length,
@@ -273,15 +273,17 @@ class Trainer:
         self.guards.report(check_duration(scheduler, length))
         self.stopping = False
         try:
-            with held(self.ranks, checkpoints, self._log_folder), mode(self.model, training=True):
+            with (
+                held(self.ranks, checkpoints, self._log_folder),
+                logs_saved(self._logger if self.logs else None),
+                mode(self.model, training=True),
+            ):
                 history = Fit(self, train_loader, val_loader, plan).run()
             taken = None if scheduler is None else steps_taken(scheduler)
             if length.count is None and taken is not None and not self.stopping:
                 self.guards.report(check_duration(scheduler, length.taken(taken)))
             return history
         finally:
-            if self.logs:
-                save_logs(self._logger)
             self.guards.after_fit()
 
     def stop(self) -> None:
