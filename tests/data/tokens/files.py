@@ -37,7 +37,7 @@ def write_megatron(
     index = b"MMIDIDX\x00\x00"
     index += struct.pack("<QB", odd.get("version", 1), odd.get("code", CODES[dtype]))
     index += struct.pack("<QQ", len(sequences), len(bounds))
-    index += struct.pack(f"<{len(sequences)}i", *map(len, sequences))
+    index += struct.pack(f"<{len(sequences)}i", *odd.get("lengths", map(len, sequences)))
     index += struct.pack(f"<{len(places)}q", *odd.get("places", places))
     index += struct.pack(f"<{len(bounds)}q", *odd.get("bounds", bounds))
     index += odd.get("modes", b"")

@@ -1,5 +1,6 @@
 """Blocks of tokens, against loops over documents."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,11 @@ def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> No
         file.truncate(1000)
     with pytest.raises(TruncatedFileError):
         blocks[-1]
+    with pytest.raises(TruncatedFileError):
+        list(DataLoader(blocks, 10))
+    np.save(tmp_path / "a.npy", np.arange(50_000))
+    blocks = TokenBlocks(np.load(tmp_path / "a.npy", mmap_mode="r"), 100)
+    os.truncate(tmp_path / "a.npy", 1000)
     with pytest.raises(TruncatedFileError):
         list(DataLoader(blocks, 10))
 

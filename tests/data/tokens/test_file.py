@@ -9,7 +9,12 @@ import pytest
 
 from data.tokens.files import CODES, write_flat, write_llm_c, write_megatron
 from headrace.data import TokenFile
-from headrace.errors import SourceChangedError, SourceError, TruncatedFileError
+from headrace.errors import (
+    SourceChangedError,
+    SourceError,
+    SourceWarning,
+    TruncatedFileError,
+)
 
 TOKENS = [5, 6, 9, 1, 2, 9, 9, 3]
 
@@ -60,6 +65,7 @@ def test_megatrons_pair_with_modalities(tmp_path: Path) -> None:
         ({"code": 7}, "float32: tokens are integers"),
         ({"code": 77}, "unknown code 77"),
         ({"places": [0, 3]}, "do not lie one behind the other"),
+        ({"lengths": [-1, 4], "places": [0, -2]}, "do not lie one behind the other"),
         ({"bounds": [0, 1, 5]}, "not all sequences"),
         ({"bounds": [0, 2, 1]}, "not all sequences"),
         ({"modes": b"\x00\x00\x00"}, "damaged, or of a version"),
@@ -153,3 +159,47 @@ def test_a_file_that_others_change(tmp_path: Path) -> None:
 def test_other_byte_orders_are_read_as_said(tmp_path: Path) -> None:
     np.array(TOKENS, ">u2").tofile(tmp_path / "a.bin")
     assert TokenFile(tmp_path / "a.bin", ">u2")[:].tolist() == TOKENS
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"\x93NUMPY",
+        b"PK\x03\x04",
+        b"\x1f\x8b\x08\x08",
+        b"\x28\xb5\x2f\xfd",
+        b"PAR1",
+        b"MMIDIDX\0\0",
+    ],
+)
+def test_files_of_other_kinds_are_no_tokens(tmp_path: Path, beginning: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(beginning + bytes(1000))
+    with pytest.raises(SourceError, match="and no file of tokens alone"):
+        TokenFile(tmp_path / "a.bin", "uint8")
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "doubt"),
+    [
+        ("uint32", "uint16", "every second token is 0"),
+        ("int32", "uint16", "every second token is 0"),
+        ("uint16", "uint32", "as in a file of uint16"),
+        ("uint16", "int32", "as in a file of uint16"),
+        ("uint16", "int64", "as in a file of uint16"),
+    ],
+)
+def test_the_type_of_another_file_is_doubted(
+    tmp_path: Path, written: str, read: str, doubt: str
+) -> None:
+    path = write_flat(
+        tmp_path / "a.bin", np.random.default_rng(0).integers(0, 50_000, 800), written
+    )
+    with pytest.warns(SourceWarning, match=doubt):
+        TokenFile(path, read)
+    TokenFile(path, written)  # says nothing
+
+
+def test_zeros_are_tokens_of_any_type(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a.bin", np.zeros(800))
+    for dtype in ("uint16", "uint32", "int64"):
+        TokenFile(path, dtype)

@@ -1,5 +1,6 @@
 """Documents packed into blocks: each token once, nothing across documents."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from data.tokens.files import write_flat, write_megatron
 from data.tokens.test_blocks import END, documents_in, tokens
 from headrace import DataLoader
 from headrace.data import PackedBlocks, TokenFile, cu_seqlens
+from headrace.errors import TruncatedFileError
 
 
 def pieces_in(sample: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
@@ -114,3 +116,11 @@ def test_wrong_use(tmp_path: Path) -> None:
         PackedBlocks(torch.arange(10), 4)
     with pytest.raises(ValueError, match="1 or more"):
         PackedBlocks(TokenFile(path, "uint16", end_token=3), 0)
+
+
+def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "a.bin", range(50_000))
+    blocks = PackedBlocks(TokenFile(path, "uint16", end_token=25_000), 100)
+    os.truncate(path, 1000)
+    with pytest.raises(TruncatedFileError):
+        list(DataLoader(blocks, 10))

@@ -65,7 +65,14 @@ def _named(name: str) -> Encoder:
     if path.is_dir():
         path /= "tokenizer.json"
     if path.is_file():
-        return _Tokenizer(path.read_text(encoding="utf-8"), str(path))
+        try:
+            return _Tokenizer(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError:
+            raise OptionError(
+                f"{path} is no tokenizer.json, and no text at all. A model of SentencePiece is "
+                f"saved as one by transformers: AutoTokenizer.from_pretrained(folder)"
+                f".save_pretrained(folder)."
+            ) from None
     module, colon, attribute = name.partition(":")
     if not colon:
         raise OptionError(

@@ -128,6 +128,11 @@ def _kind_of(path: str) -> str:
         suffix = os.path.splitext(stem)[1]
     if suffix.lower() in (".parquet", ".pq"):
         return "parquet"
+    if suffix.lower() in (".csv", ".tsv"):
+        raise SourceError(
+            f"{path} is a table, whose lines are no texts. Write its column to a Parquet file: "
+            f"pandas.read_csv(path)[['text']].to_parquet('texts.parquet')."
+        )
     return "json" if suffix.lower() in (".jsonl", ".ndjson", ".json") else "text"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.data.mapped import memory_file
 from headrace.data.tokens.file import TokenFile
 from headrace.data.tokens.layouts import Offsets
 
@@ -77,6 +78,8 @@ def guard(corpus: Any) -> None:
     """Raise where the file of a corpus has become shorter than it was."""
     if isinstance(corpus, TokenFile):
         corpus.check()
+    elif isinstance(corpus, np.ndarray):
+        memory_file(corpus, check=True)
 
 
 def name_of(corpus: Any) -> str:

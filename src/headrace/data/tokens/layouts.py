@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import SourceError
+from headrace.errors import SourceError, SourceWarning
+from headrace.notices import warn_user
 
 Offsets = npt.NDArray[np.int64]
 
@@ -26,6 +27,20 @@ _IDX_FLOATS = {6: "float64", 7: "float32"}
 # llm.c's files: 256 numbers of 32 bits (this magic, version, number of tokens), then the tokens.
 _HEADED: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
 _HEADER_BYTES = 1024
+
+_LOOKED_AT = 1 << 16
+_FEWEST = 64  # tokens that say something about their type
+_NO_VOCABULARY = 1 << 24  # is so large
+_UNPACK = "Unpack it first, or make a corpus of its texts: headrace tokenize."
+_OTHERS = {
+    b"\x93NUMPY": ("a .npy file", "Write TokenBlocks(np.load(path, mmap_mode='r'), length)."),
+    b"PK\x03\x04": ("a zip archive (.npz or .pt)", _UNPACK),
+    b"\x1f\x8b\x08\x00": ("compressed by gzip", _UNPACK),
+    b"\x1f\x8b\x08\x08": ("compressed by gzip", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", _UNPACK),
+    b"PAR1": ("a Parquet file", "Make a corpus of its texts: headrace tokenize."),
+    _IDX_MAGIC: ("an index of Megatron's", "Name the .bin beside it."),
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,14 @@ def flat(path: str, dtype: np.dtype[Any]) -> Layout:
     """Return the layout of a file that is nothing but tokens.
 
     Raises:
-        SourceError: its size is no multiple of a token's.
+        SourceError: it is a file of another kind, or its size is no multiple of a token's.
     """
+    with open(path, "rb") as file:
+        beginning = file.read(_LOOKED_AT)
+    for magic, (kind, remedy) in _OTHERS.items():
+        if beginning.startswith(magic):
+            raise SourceError(f"{path} is {kind}, and no file of tokens alone. {remedy}")
+    _doubt(path, dtype, beginning)
     size_bytes = os.path.getsize(path)
     if size_bytes % dtype.itemsize:
         raise SourceError(
@@ -76,6 +97,24 @@ def flat(path: str, dtype: np.dtype[Any]) -> Layout:
             f"({dtype.name}). Give it the dtype= that it was written with."
         )
     return Layout(dtype, 0, size_bytes // dtype.itemsize)
+
+
+def _doubt(path: str, dtype: np.dtype[Any], beginning: bytes) -> None:
+    """Warn of tokens that are those of another type: all numbers are tokens."""
+    whole = len(beginning) // 8 * 8
+    tokens = np.frombuffer(beginning[:whole], dtype)
+    if len(tokens) < _FEWEST:
+        return
+    if dtype.itemsize == 2 and not tokens[1::2].any() and tokens.any():
+        what = "every second token is 0, as in a file of uint32 or int32"
+    elif dtype.itemsize > 2 and int(tokens.max()) >= _NO_VOCABULARY:
+        what = f"there are tokens like {int(tokens.max()):,}, as in a file of uint16"
+    else:
+        return
+    warn_user(
+        f"{path}, read as {dtype.name}: {what}. Give it the dtype= that it was written with.",
+        SourceWarning,
+    )
 
 
 def megatron(idx: str, path: str) -> Layout:
