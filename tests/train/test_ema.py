@@ -214,3 +214,12 @@ def test_decays_that_cannot_be(decay):
 def test_a_warmup_that_is_no_yes_or_no():
     with pytest.raises(OptionError, match="warmup=100"):
         EMA(0.9, warmup=100)
+
+
+def test_a_step_that_was_not_taken_is_not_averaged():
+    ema = EMA(0.9)
+    batches = [(x, y) for x, y in DataLoader(data(), 8)]
+    nothing = batches[2][0]
+    trainer = trainer_with(ema, weight=lambda batch: 0 if batch[0] is nothing else len(batch[0]))
+    trainer.fit(batches)
+    assert ema.updates == len(batches) - 1
