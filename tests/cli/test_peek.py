@@ -14,6 +14,7 @@ import zstandard
 from PIL import Image
 from safetensors.torch import save_file
 
+from data.tokens.files import write_megatron
 from headrace.cli.peek import looking
 
 MINE = """
@@ -95,6 +96,8 @@ def make(place: Path, kind: str) -> str:
         save_file(
             {"x": torch.from_numpy(x), "h": torch.ones(20, 2, dtype=torch.bfloat16)}, place / kind
         )
+    elif kind in ("x.bin", "x.idx"):
+        write_megatron(place / "x", [[range(300)], [range(9)]])
     elif kind == "pictures":
         write_pictures(place / kind)
     elif kind in ("data", "data/MNIST"):
@@ -120,6 +123,8 @@ SHOWN = {
     "x.npy": ["ArrayDataset, 20 samples", "(20, 3)", "float32", "0 to 59"],
     "x.npz": ["batch['x']", "batch['y']", "(20,)"],
     "x.safetensors": ["batch['h']", "bfloat16", "all 1"],
+    "x.bin": ["TokenBlocks, 3 samples", "(3, 128)", "int64", "0 to 299"],
+    "x.idx": ["TokenBlocks, 3 samples"],
     "x.txt": ["TextLines, 20 samples", "list of str", '{"id": 0, "text": ""}'],
     "x.jsonl": ["JSONLines, 20 samples", "batch['id']", "0 to 95 long", "word word"],
     "x.ndjson": ["JSONLines, 20 samples"],
@@ -424,3 +429,10 @@ def test_a_csv_file_of_another_separator_is_shown_with_the_one_it_has(headrace, 
     assert "Write separator=';'" in said
     assert "here it is read with separator=None" in said
     assert "b whole numbers 2 to 4" in said
+
+
+def test_a_corpus_that_does_not_say_its_type(headrace: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(bytes(range(1, 101)))
+    outcome = headrace("peek", str(tmp_path / "x.bin"))
+    assert outcome.code == 1
+    assert "does not say of what type they are. Write module:callable" in outcome.err

@@ -42,8 +42,8 @@ def tokenize(  # noqa: PLR0917 - typer's
 ) -> None:
     """Write the tokens of texts to one file that TokenFile, nanoGPT and Megatron-LM read.
 
-    The same texts give the same bytes for any number of workers. What was killed is gone on with
-    by the same command.
+    The same texts give the same bytes for any number of workers. After a kill the same command goes
+    on.
     """
     with one_line_errors("headrace tokenize"):
         from headrace.apply.tokens import tokenize_files

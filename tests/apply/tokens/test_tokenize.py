@@ -278,6 +278,8 @@ def test_other_inputs_that_are_none(tmp_path: Path) -> None:
         ([2**31], "the token 2147483648 for text 1"),
         ([0.5], "float64 of shape"),
         ([[1]], r"shape \(1, 1\)"),
+        ("text", r"<U4 of shape \(\)"),
+        (None, "object of shape"),
     ],
 )
 def test_tokens_that_are_none(tmp_path: Path, result: Any, said: str) -> None:

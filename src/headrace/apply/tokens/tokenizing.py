@@ -175,18 +175,18 @@ class _Tokenised(torch.utils.data.Dataset[Any]):
     def __getitem__(self, group: Group) -> Any:
         texts = list(group.read())
         encoded = [np.asarray(ids) for ids in self._encoder(texts)] if texts else []
-        if self._end is not None:
-            encoded = [np.append(ids, self._end) for ids in encoded]
         for number, ids in enumerate(encoded):
             self._check(ids, group, number)
+        if self._end is not None:
+            encoded = [np.append(ids.astype(np.int64), self._end) for ids in encoded]
         tokens = np.concatenate(encoded) if encoded else np.empty(0, np.int64)
         lengths = np.array([len(ids) for ids in encoded], np.int64)
         return tokens.astype(self._limits.dtype), lengths, tuple(group.behind)
 
     def _check(self, ids: npt.NDArray[Any], group: Group, number: int) -> None:
-        if not len(ids):
+        if ids.ndim == 1 and not len(ids):
             return
-        if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise SourceError(
                 f"the tokenizer gave {ids.dtype} of shape {ids.shape} for text {number + 1} of "
                 f"{group}. It has to return a list of integers."

@@ -23,9 +23,11 @@ from headrace.errors import (
 )
 
 _LOOKED_AT = 10_000  # entries of a directory, to find what is in it
+_BLOCK = 128  # tokens in a sample that is shown
 
 _KINDS = (
     ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .tar, "
+    ".bin and .idx (a corpus of tokens), "
     ".txt, .jsonl (these two also .gz and .zst), "
     "a directory of Parquet files, of tar or MDS shards, of one directory of images for each "
     "class, or with MNIST or CIFAR in it, an address (s3://bucket/train), or module:callable"
@@ -158,6 +160,8 @@ def _of_path(path: str, target: str | None) -> Callable[[], Any]:
             ".npz": lambda: data.ArrayDataset.from_npz(path),
             ".safetensors": lambda: data.ArrayDataset.from_safetensors(path),
             ".tar": partial(_shards, path),
+            ".bin": partial(_tokens, path),
+            ".idx": partial(_tokens, path),
             ".txt": lambda: data.TextLines(path),
             ".jsonl": lambda: data.JSONLines(path),
             ".ndjson": lambda: data.JSONLines(path),
@@ -182,6 +186,21 @@ def _csv(path: str, target: str | None, separator: str) -> Opened:
             said = ", ".join(f"{k}={_written(v)}" for k, v in way.items())
             return Opened(dataset, None if first is None else str(first), said)
     raise first or SourceError(path)
+
+
+def _tokens(path: str) -> Any:
+    """Return blocks of a corpus whose header or index says what its tokens are."""
+    try:
+        corpus = data.TokenFile(path)
+    except ValueError as error:  # SourceError is one
+        said = str(error).partition(" Write TokenFile(")[0]
+        raise CannotGoOn(
+            f"{said} Write module:callable, of a function that returns "
+            f"TokenBlocks(TokenFile({path!r}, dtype), length)."
+            if said != str(error)
+            else said
+        ) from error
+    return data.TokenBlocks(corpus, min(_BLOCK, max(1, len(corpus) - 1)), remainder="pad")
 
 
 def _written(value: object) -> str:
