@@ -97,7 +97,7 @@ def make(place: Path, kind: str) -> str:
             {"x": torch.from_numpy(x), "h": torch.ones(20, 2, dtype=torch.bfloat16)}, place / kind
         )
     elif kind in ("x.bin", "x.idx"):
-        write_megatron(place / "x", [[range(300)], [range(9)]])
+        write_megatron(place / "x", [[range(500)], [range(9)]])
     elif kind == "pictures":
         write_pictures(place / kind)
     elif kind in ("data", "data/MNIST"):
@@ -123,8 +123,8 @@ SHOWN = {
     "x.npy": ["ArrayDataset, 20 samples", "(20, 3)", "float32", "0 to 59"],
     "x.npz": ["batch['x']", "batch['y']", "(20,)"],
     "x.safetensors": ["batch['h']", "bfloat16", "all 1"],
-    "x.bin": ["TokenBlocks, 3 samples", "(3, 128)", "int64", "0 to 299"],
-    "x.idx": ["TokenBlocks, 3 samples"],
+    "x.bin": ["TokenBlocks, 4 samples", "(4, 128)", "int64", "0 to 499"],
+    "x.idx": ["TokenBlocks, 4 samples"],
     "x.txt": ["TextLines, 20 samples", "list of str", '{"id": 0, "text": ""}'],
     "x.jsonl": ["JSONLines, 20 samples", "batch['id']", "0 to 95 long", "word word"],
     "x.ndjson": ["JSONLines, 20 samples"],
