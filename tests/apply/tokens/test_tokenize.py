@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from headrace import InUseError, OptionError, StateError, tokenize_files
 from headrace.apply.tokens import texts as reading
@@ -307,3 +307,18 @@ def test_wrong_use(tmp_path: Path, tokenizer: Path) -> None:
         with pytest.raises(OptionError, match=said):
             tokenize_files(path, tmp_path / out, given, end_token=end)
     assert sorted(os.listdir(tmp_path)) == ["bad.json", "bad.model", "texts.txt"]
+
+
+def test_a_tokenizer_adds_pads_and_cuts_nothing(tmp_path: Path, tokenizer: Path) -> None:
+    plain, odd = (Tokenizer.from_file(str(tokenizer)) for _ in range(2))
+    odd.enable_truncation(3)
+    odd.enable_padding(length=50)
+    odd.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    odd.save(str(tmp_path / "tokenizer.json"))
+    path = write_inputs(tmp_path, "txt")
+    for number, given in enumerate([tmp_path, odd]):  # a directory with one, and one
+        made = tokenize_files(path, tmp_path / f"{number}.bin", given, num_workers=0)
+        want = [[*plain.encode(text).ids, 0] for text in TEXTS]
+        assert documents_of(TokenFile(made.path)) == want
