@@ -15,7 +15,7 @@ import torch.utils.data
 from torch import nn
 
 from headrace import DataLoader, TensorDataset
-from headrace.train import Callback, Trainer
+from headrace.train import EMA, Callback, Trainer
 
 
 class Numbers:
@@ -119,8 +119,9 @@ def numbers_of(history):
     return {"steps": [s["loss"] for s in history.steps], "epochs": history.epochs}
 
 
-def learn(folder, n, batch_size, epochs=2, **options):
+def learn(folder, n, batch_size, epochs=2, decay=None, **options):
     """Train a model without randomness, and write what came out; ``batch_size`` of all ranks."""
+    options |= {} if decay is None else {"callbacks": [EMA(decay)]}
     torch.manual_seed(3)
     torch.set_num_threads(1)
     trainer, dataset = make_learner(n, options)

@@ -31,13 +31,14 @@ def close(ours, theirs):
 # The last global batch: of 61 samples dealt out unevenly; of 62 only two of four ranks get one,
 # of 57 one of two.
 @pytest.mark.parametrize(
-    ("n", "batch_size", "accumulate", "sizes"),
-    [(61, 8, 1, (2, 4)), (62, 4, 3, (4,)), (57, 2, 1, (2,))],
+    ("n", "batch_size", "accumulate", "sizes", "decay"),
+    [(61, 8, 1, (2, 4), None), (62, 4, 3, (4,), None), (57, 2, 1, (2,), 0.9)],
 )
 def test_many_processes_learn_what_one_does(
-    start, torchrun, tmp_path, n, batch_size, accumulate, sizes
+    start, torchrun, tmp_path, n, batch_size, accumulate, sizes, decay
 ):
-    call = f"learn({str(tmp_path)!r}, {n}, {batch_size}, accumulate={accumulate})"
+    options = f"accumulate={accumulate}, decay={decay}"
+    call = f"learn({str(tmp_path)!r}, {n}, {batch_size}, {options})"
     [alone] = results(tmp_path, [start(call)])
     for size in sizes:
         for ours in results(tmp_path, torchrun(call, size)):
