@@ -21,7 +21,8 @@ A backend that only waits says so too (``waiting``): what a ``poll`` or a lock r
 for it is there the next time. Ending is written to be done again from wherever it was left. What
 is started is on a list, or owned by an object that ends it when it dies, before it runs. Python
 forgets what is raised while such an object dies, and while a weak reference's callback runs: what a
-batch calls as it dies are methods of C, and a ``__del__`` closes with :func:`close_wholly`.
+batch calls as it dies are methods of C, and a ``__del__`` that waits for something closes with
+:func:`close_wholly`.
 
 An ``Exception`` (no ``KeyboardInterrupt``) that comes while code of the dataset, the sampler, the
 collation or a copy runs cannot be told from one of theirs, and takes the place of their batch.

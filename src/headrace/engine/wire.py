@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 
-from headrace.engine.doubt import close_wholly
 from headrace.engine.forks import Alive
 from headrace.engine.shared import WorkerPool
 
@@ -157,7 +156,7 @@ class Receiver:
 
     def __del__(self) -> None:
         if hasattr(self, "_files"):  # or it was interrupted before it had begun
-            close_wholly(self._drop)
+            self._drop()
 
 
 def _numbers(ancillary: Any) -> list[int]:
