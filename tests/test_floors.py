@@ -40,7 +40,7 @@ FLOORS = [
     ("first", {"data", "sampling", "collate"}),
     ("second: movement", {"engine"}),
     ("third: the face", {"loader", "iterator", "wiring", "checks", "carried", "testing"}),
-    ("fourth", {"train", "tune", "apply", "install"}),
+    ("fourth", {"train", "tune", "apply", "install", "profile"}),
     ("fifth", {"bench"}),
     ("top", {"cli", "__main__"}),
 ]

@@ -111,9 +111,9 @@ def test_snippet_runs(snippet, alone, monkeypatch):
 def test_command_exists(command, monkeypatch, capsys):
     """`headrace bench workers --json` in a page: the command is there and knows the option."""
     words = shlex.split(command, comments=True)[1:]
-    if words[0] == "run":  # what stands behind the program is the program's
-        own = split(words[1:], ("--seed", "--workers", "--backend", "--device"))
-        words = ["run", *itertools.takewhile(lambda word: word != "--", own)]
+    if words[0] in ("run", "profile"):  # what stands behind the program is the program's
+        own = split(words[1:], ("--seed", "--workers", "--backend", "--device", "--json"))
+        words = [words[0], *itertools.takewhile(lambda word: word != "--", own)]
     names = []
     for word in words:
         if word.startswith("-"):

@@ -28,7 +28,8 @@ import pytest
         (["dmo"], "headrace: no such command 'dmo'. Did you mean 'demo'?"),
         (
             ["fly"],
-            "headrace: no such command 'fly'. There are: demo, peek, run, tokenize, shards, bench",
+            "headrace: no such command 'fly'. "
+            "There are: demo, peek, run, profile, tokenize, shards, bench",
         ),
     ],
 )

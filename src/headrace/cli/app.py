@@ -13,6 +13,7 @@ import typer
 import headrace
 from headrace.cli.bench import bench
 from headrace.cli.problems import CannotGoOn, WrongUse, complain, one_line_errors
+from headrace.cli.profile import PROFILE_EXAMPLES, PROFILE_VALUES, profile
 from headrace.cli.program import Program, split
 from headrace.cli.shards import shards
 from headrace.cli.tokenize import EXAMPLES as _TOKENIZE_EXAMPLES
@@ -34,8 +35,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line in ``arguments`` (default: the process's own); return the exit code."""
     command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["run"]:
-        given[1:] = split(given[1:], _RUN_VALUES)
+    for name, values in (("run", _RUN_VALUES), ("profile", PROFILE_VALUES)):
+        if given[:1] == [name]:
+            given[1:] = split(given[1:], values)
     try:
         code = command.main(given, prog_name="headrace", standalone_mode=False)
     except Exception as error:
@@ -234,6 +236,7 @@ def _workers(text: str | None) -> int | str | None:
         raise WrongUse(f"--workers must be a whole number or auto, not {text!r}") from None
 
 
+app.command(name="profile", epilog=PROFILE_EXAMPLES)(profile)
 app.add_typer(shards, name="shards")
 app.command(epilog=_TOKENIZE_EXAMPLES)(tokenize)
 app.add_typer(bench, name="bench")

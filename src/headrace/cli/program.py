@@ -27,6 +27,7 @@ class Program:
         arguments: what it finds in ``sys.argv[1:]``.
         options: what each loader that it builds gets.
         verbose: print all that was replaced.
+        installs: put headrace's loader in torch's place; else the program has what it asks for.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Program:
     arguments: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    installs: bool = True
 
     def run(self) -> int:
         """Run it; return its exit code. What it raises to leave (SystemExit) passes through."""
@@ -44,7 +46,8 @@ class Program:
         begin = prepare(self.name, main)
         sys.argv[1:] = self.arguments
         sys.modules["__main__"] = main
-        install(verbose=self.verbose, **self.options)
+        if self.installs:
+            install(verbose=self.verbose, **self.options)
         try:
             begin()
         except SystemExit:
