@@ -41,6 +41,7 @@ def churn():
                 some.append(some)  # a circle: the collector takes it, at any moment
                 del some
 
+        gc.freeze()  # or the collector would wait for a quarter of what other tests have made
         sys.setswitchinterval(1e-6)
         threads.extend(threading.Thread(target=run) for _ in range(3))
         for thread in threads:
@@ -51,6 +52,7 @@ def churn():
     for thread in threads:
         thread.join()
     sys.setswitchinterval(interval)
+    gc.unfreeze()
 
 
 def for_a_while(seconds=1.5):

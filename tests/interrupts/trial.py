@@ -211,6 +211,7 @@ def run(way: Way, want: list[Any], under: Callable[[Any], Any], *, go_on: bool) 
         if trial.loader._iterator is not None:
             trial.loader._iterator._shutdown_workers()
         del trial
+    swallowed = [kind for kind in swallowed if not issubclass(kind, Warning)]
     if swallowed:
         faults.append(f"{FORGOTTEN}: {swallowed}")
     if of_signals() != signals:

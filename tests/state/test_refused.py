@@ -338,3 +338,14 @@ def test_what_a_library_writes_beside_its_fields_is_none_of_its_business():  # a
     loader = make(8, 2, shuffle=False)
     loader.load_state_dict(state_of(loader, 1) | {"_iterator_finished": False})
     assert [batch.tolist() for batch in loader] == [[2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {}, {"epoch": 0}])
+def test_what_a_sampler_does_not_take_is_a_state_error(wrong):
+    state = copy.deepcopy(STATES["stateful sampler"][1])
+    state["sampler_state"] = wrong
+    seal(state)
+    loader = LOADERS["stateful sampler"]()
+    loader.load_state_dict(state)
+    with pytest.raises(StateError, match=r"a Stateful, does not take what the state says of it"):
+        next(iter(loader))

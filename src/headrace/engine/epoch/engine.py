@@ -23,7 +23,7 @@ from headrace.engine.making.skip import warn_of_skipped
 from headrace.engine.order.order import Order
 from headrace.engine.order.packing import decode, set_others
 from headrace.engine.order.ranks import agree, seeds_of
-from headrace.engine.order.samplers import load_at_end, stateful, with_seed
+from headrace.engine.order.samplers import load_at_end, load_sampler, stateful, with_seed
 from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress
 from headrace.engine.order.streams import next_streams
 from headrace.engine.shared import Home
@@ -217,7 +217,7 @@ class Engine:
             if self._all_given(saved):
                 load_at_end(sampler, saved["sampler_state"], self._generators)
             else:
-                progress.sampler.load_state_dict(copy.deepcopy(saved["sampler_state"]))
+                load_sampler(progress.sampler, saved["sampler_state"])
         seeds = None
         if options.seed is not None or options.shard is not None:
             seeds = self._agree(first)

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, Sampler, Sequenti
 
 from headrace.engine.order.foreign import ForeignGenerator, Generator, is_foreign
 from headrace.engine.order.streams import knows_its_place
+from headrace.errors import StateError
 from headrace.rng import mix
 from headrace.sampling.order import is_exact
 from headrace.sampling.planned import is_planned
@@ -139,6 +140,22 @@ class _Seeded:
             yield index
 
 
+def load_sampler(sampler: Any, state: Any) -> None:
+    """Give a sampler a state that it once gave.
+
+    Raises:
+        StateError: it does not take it.
+    """
+    try:
+        sampler.load_state_dict(copy.deepcopy(state))
+    except Exception as error:
+        raise StateError(
+            f"the sampler, a {type(sampler).__name__}, does not take what the state says of it "
+            f"({type(error).__name__}: {error}). Give the loader the sampler that the state was "
+            f"taken with, or begin a new epoch without load_state_dict()."
+        ) from error
+
+
 def load_at_end(index_sampler: Any, state: Any, generators: Sequence[Generator]) -> None:
     """Load a sampler with its state from the end of an epoch, so that it begins another one.
 
@@ -146,7 +163,7 @@ def load_at_end(index_sampler: Any, state: Any, generators: Sequence[Generator])
     shows when it is asked; then all is put back.
     """
     sampler = stateful(index_sampler)
-    sampler.load_state_dict(copy.deepcopy(state))
+    load_sampler(sampler, state)
     before = [generator.get_state() for generator in generators]
     nothing = object()
     try:
@@ -155,4 +172,4 @@ def load_at_end(index_sampler: Any, state: Any, generators: Sequence[Generator])
         for generator, generator_state in zip(generators, before, strict=True):
             generator.set_state(generator_state)
     if left is not nothing:
-        sampler.load_state_dict(copy.deepcopy(state))
+        load_sampler(sampler, state)
