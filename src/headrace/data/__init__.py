@@ -27,7 +27,14 @@ from headrace.data.images import (
 from headrace.data.shards import MDSDataset, TarDataset, write_shards
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
-from headrace.data.tables import CSVDataset, ParquetDataset, RowGroupSampler, TableDataset
+from headrace.data.tables import (
+    CSVDataset,
+    ParquetDataset,
+    PreparedColumns,
+    RowGroupSampler,
+    TableDataset,
+    prepare_columns,
+)
 from headrace.data.text import JSONLines, StreamedJSONLines, StreamedTextLines, TextLines
 from headrace.data.tokens import PackedBlocks, TokenBlocks, TokenFile, cu_seqlens
 from headrace.data.windows import SlidingWindows
@@ -57,6 +64,7 @@ __all__ = [
     "MappedStream",
     "PackedBlocks",
     "ParquetDataset",
+    "PreparedColumns",
     "RowGroupSampler",
     "SharedList",
     "SlidingWindows",
@@ -76,6 +84,7 @@ __all__ = [
     "chronological_split",
     "columns",
     "cu_seqlens",
+    "prepare_columns",
     "random_split",
     "stratified_split",
     "write_shards",

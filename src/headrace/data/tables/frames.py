@@ -63,7 +63,7 @@ class TableDataset(RowDataset):
     ) -> None:
         check_missing(missing)
         decoder = checked_images(images)
-        kind = _library(table)
+        kind = library_of(table)
         if kind is None:
             name = type(table).__name__
             line = _LINES.get(name, "TableDataset(pyarrow.table({'x': ...}))")
@@ -90,7 +90,7 @@ def as_dataset(source: Any) -> Any:
 
     No library is imported: where one was not, there can be no frame of it.
     """
-    return source if _library(source) in (None, "datasets") else TableDataset(source)
+    return source if library_of(source) in (None, "datasets") else TableDataset(source)
 
 
 def _block(column: Column) -> Column:
@@ -122,7 +122,8 @@ _KINDS = (
 )
 
 
-def _library(table: Any) -> str | None:
+def library_of(table: Any) -> str | None:
+    """Return the library that a table or frame is of; None if it is no table."""
     for library, name in _KINDS:
         kind = getattr(sys.modules.get(library), name, None)
         if isinstance(kind, type) and isinstance(table, kind):

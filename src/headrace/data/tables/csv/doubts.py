@@ -198,6 +198,11 @@ def _is_row_number(plan: Plan, name: str) -> bool:
     return len(there) >= _ENOUGH and len(set(there)) == len(there)
 
 
+def is_called_like_a_row_number(name: str) -> bool:
+    """Say whether a column's name is that of an index or an id."""
+    return _INDEX.fullmatch(name) is not None or _ID.fullmatch(name) is not None
+
+
 def _index(where: str, plan: Plan, name: str) -> Doubt | None:
     """Doubt a feature that numbers the rows: their order often tells the class."""
     if plan.wanted.features is not None or name == plan.wanted.target:
