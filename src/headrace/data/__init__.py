@@ -27,6 +27,7 @@ from headrace.data.images import (
 from headrace.data.shards import MDSDataset, TarDataset, write_shards
 from headrace.data.shared_list import SharedList
 from headrace.data.split import LeakWarning, chronological_split, random_split, stratified_split
+from headrace.data.sql import SQLDataset
 from headrace.data.tables import (
     CSVDataset,
     ParquetDataset,
@@ -66,6 +67,7 @@ __all__ = [
     "ParquetDataset",
     "PreparedColumns",
     "RowGroupSampler",
+    "SQLDataset",
     "SharedList",
     "SlidingWindows",
     "Source",

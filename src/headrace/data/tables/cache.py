@@ -236,9 +236,11 @@ def _mapped(entry: Path, file: str, dtype: str, shape: Sequence[int], rows: int)
 
 
 def converted(
-    entry: Path, key: Key, convert: Callable[[Sink], Extra]
+    entry: Path, key: Key, convert: Callable[[Sink], Extra], *, private: bool = False
 ) -> tuple[dict[str, Array], Extra]:
     """Return the arrays of an entry, made by ``convert`` if it is not there or out of date.
+
+    ``private`` keeps other users of the machine from it.
 
     Raises:
         SourceChangedError: a source changed meanwhile.
@@ -255,19 +257,19 @@ def converted(
     with lock:
         ready = opened(entry, key)  # another process may have been quicker
         if ready is None:
-            _build(entry, key, convert)
+            _build(entry, key, convert, 0o700 if private else 0o777)
             ready = opened(entry, key)
     if ready is None:
         raise SourceError(f"{entry} was removed or changed by another program while it was made.")
     return ready
 
 
-def _build(entry: Path, key: Key, convert: Callable[[Sink], Extra]) -> None:
+def _build(entry: Path, key: Key, convert: Callable[[Sink], Extra], mode: int) -> None:
     new, old = entry.with_name(entry.name + ".tmp"), entry.with_name(entry.name + ".old")
     for debris in (new, old):
         shutil.rmtree(debris, ignore_errors=True)
     try:
-        new.mkdir()
+        new.mkdir(mode)
         with Files(new) as files:
             extra = convert(files)
             check_unchanged(key)

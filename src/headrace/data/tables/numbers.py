@@ -13,6 +13,10 @@ from headrace.errors import SourceError
 from headrace.extras import import_extra
 
 _DIGITS = 15  # decimal digits that every float64 keeps
+_REMEDY = (
+    "Write the column as text or whole numbers before, or leave it out with columns=. In pyarrow: "
+    'column.cast("string").'
+)
 
 Fault = Callable[[int, str], SourceError]
 
@@ -49,17 +53,28 @@ def _decimals(array: Any, fault: Fault) -> Any:
     pa = import_extra("pyarrow", "tables")
     # By way of text, which is rounded once: Arrow's own cast may be off by the last bit.
     texts = array.cast(pa.string())
+    if array.type.precision <= _DIGITS:
+        return texts.cast(pa.float64())
+    return texts_as_numbers(texts, fault)
+
+
+def texts_as_numbers(texts: Any, fault: Fault, remedy: str = _REMEDY) -> Any:
+    """Return an array of decimals that are written out as float64; nulls stay.
+
+    ``remedy`` is what to write where one is no float64.
+
+    Raises:
+        SourceError: one has more digits than a float64 holds.
+    """
+    pa = import_extra("pyarrow", "tables")
     numbers = texts.cast(pa.float64())
-    if array.type.precision > _DIGITS:
-        for place in _long(texts):
-            text, number = texts[place].as_py(), numbers[place].as_py()
-            if Decimal(repr(number)) != Decimal(text):
-                raise fault(
-                    place,
-                    f"the decimal {text} has more digits than a float64. Write the column as text "
-                    f"or whole numbers before, or leave it out with columns=. In pyarrow: "
-                    f'column.cast("string").',
-                )
+    for place in _long(texts):
+        text, number = texts[place].as_py(), numbers[place].as_py()
+        if Decimal(repr(number)) != Decimal(text):
+            raise fault(
+                place,
+                f"the decimal {text} has more digits than a float64. {remedy}",
+            )
     return numbers
 
 
