@@ -277,11 +277,19 @@ def begin_task(seed: int) -> tuple[int | None, _TaskGenerators | None]:
     """Say which task runs in this thread from now on; return what :func:`end_task` needs."""
     before = here.seed, here.generators
     here.seed = seed
+    begin_generators(before)
+    return before
+
+
+NO_TASK = (None, None)  # what stands before most tasks: generators need nothing then
+
+
+def begin_generators(before: tuple[int | None, _TaskGenerators | None]) -> None:
+    """Begin the generators of the task that ``here.seed`` is of, behind what stood before."""
     if before[0] is not None:  # a loader inside a dataset: the outer task's go on after it
         here.generators = None
-    elif before[1] is not None:
-        before[1].seed(seed)
-    return before
+    elif before[1] is not None and here.seed is not None:
+        before[1].seed(here.seed)
 
 
 def end_task(before: tuple[int | None, _TaskGenerators | None]) -> None:

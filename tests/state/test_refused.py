@@ -87,7 +87,7 @@ def test_what_is_not_ours_is_refused(what):
 def test_a_newer_version_is_refused():
     state = state_of(make())
     state["headrace_state"] = 99
-    with pytest.raises(StateError, match=r"version 99.*up to 3.*pip install -U headrace"):
+    with pytest.raises(StateError, match=r"version 99.*up to 4.*pip install -U headrace"):
         make().load_state_dict(state)
 
 

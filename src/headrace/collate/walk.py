@@ -148,17 +148,15 @@ def collate_at(key: Hashable, samples: Sequence[Any], leaves: Leaves) -> Any:
 
 
 def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any], leaves: Leaves) -> Any:
-    # As many keys, and every key of the first: the same keys. (A defaultdict would invent them.)
-    alike = len(set(map(type, batch))) == 1 and set(map(len, batch)) == {len(first)}
-    if not alike or type(first) is not dict:
-        alike = all(isinstance(s, Mapping) and s.keys() == first.keys() for s in batch)
-    if not alike:
+    if not _have_the_keys_of(first, batch):
         raise _key_error(batch, first)
-    try:
-        samples = {key: [sample[key] for sample in batch] for key in first}
-    except KeyError:
-        raise _key_error(batch, first) from None
-    columns = {key: collate_at(key, column, leaves) for key, column in samples.items()}
+    columns = {}
+    for key in first:
+        try:
+            samples = [sample[key] for sample in batch]
+        except KeyError:
+            raise _key_error(batch, first) from None
+        columns[key] = collate_at(key, samples, leaves)
     if type(first) is dict:
         return columns
     try:
@@ -169,6 +167,20 @@ def _collate_mapping(batch: Sequence[Any], first: Mapping[Any, Any], leaves: Lea
         return type(first)(columns)  # type: ignore[call-arg]
     except TypeError:
         return columns
+
+
+def _have_the_keys_of(first: Mapping[Any, Any], batch: Sequence[Any]) -> bool:
+    """Say whether all samples have as many keys; where they are not plain dicts, the same ones.
+
+    As many, and every key of the first: the same. (A defaultdict would invent them.)
+    """
+    width = len(first)
+    for sample in batch:
+        if type(sample) is not dict:
+            return all(isinstance(s, Mapping) and s.keys() == first.keys() for s in batch)
+        if len(sample) != width:
+            return False
+    return True
 
 
 def _key_error(batch: Sequence[Any], first: Mapping[Any, Any]) -> CollateError:

@@ -16,6 +16,8 @@ from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample
 
+_LEFT = Done(0, None, 0, 0, 0.0)  # what the books hear of a batch that has nothing to say
+
 
 class Inline:
     """Makes and hands out the batches of a stream of tasks."""
@@ -46,7 +48,6 @@ class Inline:
         while True:
             started = counters.clock()
             step, indices, seed = self._pending or self._next_task()
-            asked = counters.clock()
             counters.doubt = WORKERS  # the task may be run again
             try:
                 made = self._make(indices, seed)
@@ -63,11 +64,13 @@ class Inline:
                 raise StopIteration
             batch, samples = made
             made = None
-            now = counters.clock()
-            counters.fetch_s += now - asked
-            counters.wait_s += now - started
+            took = counters.clock() - started
+            counters.fetch_s += took
+            counters.wait_s += took
             if policy.on_stream is not None or policy.on_step is not None:
-                self._note(step, Done(step, batch, samples, 0, 0.0, self._fetcher.state))
+                state = self._fetcher.state
+                left = _LEFT if state is None else Done(step, None, samples, 0, 0.0, state)
+                self._note(step, left)
             left_out: tuple[SkippedSample, ...] = ()
             if self._fetcher.skipped:
                 left_out = tuple(self._fetcher.skipped)

@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Sized
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, repeat
 from operator import length_hint
 from types import GeneratorType
 from typing import Any
@@ -27,7 +27,7 @@ from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample, Task
 from headrace.errors import CollateError, DatasetStoppedError
 from headrace.memory import current, lending
-from headrace.rng import Seeding, begin_task, end_task, here
+from headrace.rng import NO_TASK, Seeding, begin_generators, end_task, here
 
 _MOST_IN_A_ROW = 10_000  # an iterator that raises for ever
 
@@ -133,7 +133,7 @@ class Fetcher:
             made = self._made_of(indices)
             if self._recipe.transform is not None and made is not None and made[1]:
                 made = self._recipe.transformed(made[0]), made[1]
-            if self._recipe.iterable:
+            if self._speaks:
                 self.state = self._state()
         except StopIteration as error:
             raise self._stopped(error) from error
@@ -145,9 +145,12 @@ class Fetcher:
         """Lend memory and seed generators for a task; what was before is noted first."""
         seeding = self._seeding
         generators = None if seeding is None else seeding.save()
-        self._before = current.lender, (here.seed, here.generators), generators
+        task = here.seed, here.generators
+        self._before = current.lender, task, generators
         current.lender = self._pool
-        begin_task(seed)
+        here.seed = seed
+        if task != NO_TASK:
+            begin_generators(task)
         if seeding is not None:
             seeding.begin(seed)
 
@@ -310,24 +313,34 @@ class Fetcher:
             return None
         assert self._iterator is not None
         size = self._recipe.batch_size
-        samples: list[Any] = []
-        while len(samples) != size:
-            try:  # next(), not for: an iterator without __iter__ is enough for torch
-                sample = next(self._iterator)
-            except StopIteration:
-                self._ended = True
-                break
-            except Exception as error:
-                self._skip_or_raise(error)
-                continue
-            if size is None:
-                return self._collated(sample, None), 1
-            samples.append(sample)
+        if size is None:
+            return self._next_sample()
+        samples = self._next_samples(size)
         if not samples or (self._ended and self._recipe.drop_last):
             return (None, 0) if self.skipped else None
         if self._recipe.skip:
             return self._those_that_fit(samples, None)
         return self._collated(samples, None), len(samples)
+
+    def _next_sample(self) -> tuple[Any, int] | None:
+        """Return the next sample as a batch of its own: ``batch_size=None``."""
+        samples = self._next_samples(1)
+        if samples:
+            return self._collated(samples[0], None), 1
+        return (None, 0) if self.skipped else None
+
+    def _next_samples(self, size: int) -> list[Any]:
+        """Return so many samples of the stream, fewer at its end."""
+        assert self._iterator is not None
+        samples: list[Any] = []
+        while True:
+            try:  # next(), not for: an iterator without __iter__ is enough for torch
+                samples += map(next, repeat(self._iterator, size - len(samples)))
+            except Exception as error:
+                self._skip_or_raise(error)
+                continue
+            self._ended = len(samples) < size  # a StopIteration of next() ends the map
+            return samples
 
     def _skip_or_raise(self, error: Exception) -> None:
         """Leave out what an iterable dataset could not give, if it can go on behind it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,15 +29,17 @@ class Scale:
 
     def __call__(self, batch: Any, samples: int) -> int:
         """Return the bytes of a batch of so many samples."""
-        if type(batch) is torch.Tensor and batch.layout is torch.strided:
-            return batch.nbytes
         if self._exact:
             return size_bytes(batch)
         kind = type(batch)
-        if (kind is list or kind is tuple) and len(batch) <= _FEW and _all_plain(batch):
-            return sum([part.nbytes for part in batch])
-        if kind is dict and len(batch) <= _FEW and _all_plain(batch.values()):
-            return sum([part.nbytes for part in batch.values()])
+        if kind is list or kind is tuple or kind is dict:
+            if len(batch) <= _FEW:
+                weight = _of_tensors(batch.values() if kind is dict else batch)
+                if weight is not None:
+                    return weight
+        elif kind is torch.Tensor and batch.layout is torch.strided:
+            size: int = batch.nbytes
+            return size
         if not samples:
             return 0
         if not self._until:
@@ -46,11 +49,14 @@ class Scale:
         return round(self._each * samples)
 
 
-def _all_plain(parts: Any) -> bool:
+def _of_tensors(parts: Iterable[Any]) -> int | None:
+    """Return the bytes of strided tensors; None where there is something else."""
+    weight = 0
     for part in parts:
         if type(part) is not torch.Tensor or part.layout is not torch.strided:
-            return False
-    return True
+            return None
+        weight += part.nbytes
+    return weight
 
 
 def _by_some(batch: Any) -> float:

@@ -30,6 +30,7 @@ from headrace.sampling.ranks import rank_batch_size
 _OLDER = {
     1: "did not say what its order was a function of",
     2: "drew other random numbers in datasets",
+    3: "drew other random numbers in datasets",
 }
 _LIMIT = 2**63
 

@@ -27,7 +27,7 @@ from headrace.engine.order.streams import (
 from headrace.engine.task import Done, Exhausted, Result
 from headrace.sampling.ranks import Shard
 
-VERSION = 3
+VERSION = 4
 KEY = "headrace_state"
 FRESH, RUNNING, FINISHED = "fresh", "running", "finished"
 _NOTHING = type(None)
