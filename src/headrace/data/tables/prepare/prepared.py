@@ -209,9 +209,9 @@ def _kind_of(state: dict[str, Any]) -> Kind:
 def _tell_of_unread(kind: Any, column: Array) -> None:
     unread = kind.unread(column)
     if unread.any():
+        one = column[unread][:1].tolist()[0]  # as Python writes it
         warn_user(
             f"column {kind.name!r} was learnt as {kind.kind}s, and {int(unread.sum()):,} of "
-            f"{len(column):,} values are none, as {column[unread.argmax()]!r:.60}: they count as "
-            f"missing.",
+            f"{len(column):,} values are none, as {one!r:.60}: they count as missing.",
             SourceWarning,
         )
