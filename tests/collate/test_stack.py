@@ -6,6 +6,7 @@ import copy
 import enum
 import pickle
 import types
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -284,6 +285,13 @@ class TestSameErrorsAsTorch:
         assert list(torch_collate(samples)) == ["a"]
         with pytest.raises(MissingKeyError, match=r"'b' is in sample 1 .* not in sample 0"):
             default_collate(samples)
+
+    def test_a_dict_that_makes_what_it_lacks_is_an_error_here(self) -> None:
+        """As many keys, others, and a subclass that answers for any of them."""
+        samples = [defaultdict(float, {"a": 1.0}), defaultdict(float, {"b": 2.0})]
+        with pytest.raises(MissingKeyError, match="'a'"):
+            default_collate(samples)
+        assert [list(sample) for sample in samples] == [["a"], ["b"]]
 
     def test_named_tuples_of_different_lengths_are_an_error_here(self) -> None:
         class Longer(NamedTuple):

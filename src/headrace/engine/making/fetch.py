@@ -311,7 +311,6 @@ class Fetcher:
         """Return the next batch of an iterable dataset, None at its end."""
         if self._ended:
             return None
-        assert self._iterator is not None
         size = self._recipe.batch_size
         if size is None:
             return self._next_sample()
