@@ -24,7 +24,7 @@ from headrace.extras import import_extra
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0  # for a server that restarts
+_PATIENCE_S = 60.0  # for a server that restarts
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.1, 5.0
 _BUSY_MS = 60_000  # for a writer of SQLite that has the file
 _CLOSING_S = 1.0  # in which a fork waits for a read of another thread
@@ -51,7 +51,6 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.checked = False  # that the database has the rows that were listed
-        self.shares_snapshot = False
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._reads = 0
@@ -85,6 +84,33 @@ class Connection:
                 self._reads -= 1
 
     @contextmanager
+    def _statement(self, sql: str) -> Iterator[Any]:
+        """Give a statement; what goes wrong with it is said without what is secret."""
+        manager = import_extra("adbc_driver_manager", "sql")
+        pa = import_extra("pyarrow", "sql")
+        with self.held():
+            statement = None
+            if len(self._handles) < 2:
+                raise _ClosedError(f"{self.address.shown}: closed, as this process forked")
+            try:
+                statement = manager.AdbcStatement(self._handles[1])
+                statement.set_sql_query(sql)
+                yield statement
+            except (manager.Error, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                if _is_of_others(error):
+                    raise
+                said = said_by(self.address, error)
+                if self._is_lost():
+                    raise LostError(said) from None
+                if "parameter" in said:
+                    said += ". Write parameters=[...], a value for each of the query's, in order"
+                raise SourceError(said) from None
+            finally:
+                if statement is not None:
+                    with suppress(Exception):
+                        statement.close()
+
+    @contextmanager
     def reading(
         self, sql: str, bound: Any = None, options: Mapping[str, str] | None = None
     ) -> Iterator[Any]:
@@ -99,41 +125,24 @@ class Connection:
             SourceError: the database refuses the statement, or a value does not fit.
             LostError: the connection is gone.
         """
-        manager = import_extra("adbc_driver_manager", "sql")
         pa = import_extra("pyarrow", "sql")
-        with self.held():
-            statement = reader = None
-            if len(self._handles) < 2:
-                raise _ClosedError(f"{self.address.shown}: closed, as this process forked")
+        with self._statement(sql) as statement:
+            statement.set_options(**(options or {}))
+            if bound is not None:
+                statement.prepare()
+                statement.bind(bound)
+            stream, _ = statement.execute_query()
+            reader = pa.RecordBatchReader._import_from_c(stream.address)
             try:
-                statement = manager.AdbcStatement(self._handles[1])
-                statement.set_options(**(options or {}))
-                statement.set_sql_query(sql)
-                if bound is not None:
-                    statement.prepare()
-                    statement.bind(bound)
-                stream, _ = statement.execute_query()
-                reader = pa.RecordBatchReader._import_from_c(stream.address)
                 yield reader
-            except (manager.Error, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                if _is_of_others(error):
-                    raise
-                said = said_by(self.address, error)
-                if self._is_lost():
-                    raise LostError(said) from None
-                if "parameter" in said:
-                    said += ". Write parameters=[...], a value for each of the query's, in order"
-                raise SourceError(said) from None
             finally:
-                for handle in (reader, statement):
-                    if handle is not None:
-                        with suppress(Exception):
-                            handle.close()
+                with suppress(Exception):
+                    reader.close()
 
     def execute(self, sql: str) -> None:
-        """Run a statement for what it does."""
-        with self.reading(sql, None, _no_copy(self.address)) as reader:
-            reader.read_all()
+        """Run statements for what they do."""
+        with self._statement(sql) as statement:
+            statement.execute_update()
 
     def table(self, sql: str, bound: Any = None, options: Mapping[str, str] | None = None) -> Any:
         """Return all rows of a statement as a ``pyarrow.Table``."""
@@ -208,10 +217,6 @@ def _opened(address: Address) -> Any:
         raise LostError(said_by(address, error)) from None
 
 
-def _no_copy(address: Address) -> dict[str, str]:
-    return {"adbc.postgresql.use_copy": "false"} if address.kind == "postgresql" else {}
-
-
 def said_by(address: Address, error: BaseException) -> str:
     """Return what a database said, without what is secret and without our statement."""
     text = str(error)
@@ -227,30 +232,31 @@ class Pool:
 
     Args:
         address: of the database.
-        begin: called with each new connection.
     """
 
-    def __init__(self, address: Address, begin: Callable[[Connection], None]) -> None:
-        self._address = address
-        self._begin = begin
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self._ours = threading.local()
+        self._reached = False
 
-    def run(self, work: Callable[[Connection], T], *, patience_s: float = PATIENCE_S) -> T:
+    def run(self, work: Callable[[Connection], T], *, first: bool = False) -> T:
         """Return ``work(connection)``; where the connection is lost, open another and do it again.
 
+        ``first``: nobody has reached this database before, so that what is wrong will not pass.
+
         Raises:
-            ConnectionError: the database does not come back in ``patience_s`` seconds.
+            ConnectionError: the database does not come back within a minute.
         """
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + _PATIENCE_S
         delay = _FIRST_DELAY_S
         while True:
             try:
                 return work(self._current())
             except LostError as error:
                 self.drop()
-                if self._address.path is not None and not isinstance(error, _ClosedError):
+                if self.address.path is not None and not isinstance(error, _ClosedError):
                     raise SourceError(f"{error}. {_OF_FILES}") from None
-                if time.monotonic() >= until:
+                if (first and not self._reached) or time.monotonic() >= until:
                     raise ConnectionError(f"{error}. {_OF_SERVERS}") from None
             except BaseException:
                 self.drop()  # its transaction may have failed, or half an answer be on its way
@@ -263,9 +269,9 @@ class Pool:
         found: Connection | None = getattr(self._ours, "connection", None)
         if found is None or not found.usable:
             self._ours.connection = None
-            found = Connection(self._address)
-            self._begin(found)
+            found = Connection(self.address)
             self._ours.connection = found
+            self._reached = True
         return found
 
     def drop(self) -> None:

@@ -86,7 +86,7 @@ class KeyedRows:
             self.listed = database.run(self._list, first=True)
         else:
             self.listed = listed
-        database.snapshot = self.listed.snapshot
+            database.snapshot = listed.snapshot
         self._stamps = self.listed.stamps
 
     @property
@@ -104,6 +104,7 @@ class KeyedRows:
     def _list(self, connection: Connection) -> Listed:
         database = self._database
         stamps = database.address.stamps()
+        database.hold_snapshot()
         with database.transaction(connection):
             statement = statement_of(connection, database.query, database.bound)
             check_names(statement.schema.names, [self._key], f"{database.address.shown}: the query")
@@ -115,8 +116,7 @@ class KeyedRows:
                 _check_type(database.address.shown, field, sql_type)
             keys = self._keys(connection, statement, field, int(facts[0]))
         _check_unique(database.address.shown, self._key, keys)
-        connection.checked = True
-        return Listed(keys, statement, sql_type, facts, stamps, database.exported)
+        return Listed(keys, statement, sql_type, facts, stamps, database.snapshot)
 
     def _keys(self, connection: Connection, statement: Statement, field: Any, total: int) -> Any:
         """Return all keys, sorted: by us, as a server's order may change with its version."""
@@ -154,6 +154,14 @@ class KeyedRows:
             key = f"{key}::text"
         text = f"SELECT count(*), min({key}), max({key}) FROM {inside(database.query)}"
         return tuple(c[0].as_py() for c in connection.table(text, database.bound).columns)
+
+    def _check_once(self, connection: Connection) -> None:
+        """Check a database that may have changed: its files have, or no snapshot is read."""
+        stamps = self._database.address.stamps()
+        is_known = bool(stamps) or connection.checked or bool(self._database.snapshot)
+        if stamps != self._stamps or not is_known:
+            self._check(connection)
+            self._stamps = stamps
 
     def _check(self, connection: Connection) -> None:
         """Check that the database has as many rows as were listed, from and to the same key."""
@@ -194,14 +202,11 @@ class KeyedRows:
 
     def _read(self, connection: Connection, keys: Any) -> Any:
         """Return the rows of some keys, in their order."""
-        stamps = self._database.address.stamps()
-        is_known = bool(stamps) or connection.checked or connection.shares_snapshot
-        if stamps != self._stamps or not is_known:
-            self._check(connection)
-            self._stamps = stamps
         condition, bound = self._condition(keys)
         statement = self.listed.statement
-        found = connection.table(statement.text(condition), bound)
+        with self._database.transaction(connection):
+            self._check_once(connection)
+            found = connection.table(statement.text(condition), bound)
         wrong = check_types(self._database.address.shown, found.schema, statement)
         if wrong is not None:
             raise SourceChangedError(wrong)

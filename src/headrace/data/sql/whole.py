@@ -96,7 +96,7 @@ def read_whole(
     try:
         return database.run(read, first=True)
     finally:
-        database.close()
+        database.drop()
 
 
 def _key(database: Database, missing: Missing) -> Key:
