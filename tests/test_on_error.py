@@ -1,5 +1,6 @@
 """``on_error="skip"``: what is left out, where it is listed, and when it is too much."""
 
+import json
 import warnings
 
 import pytest
@@ -98,6 +99,39 @@ class TestEveryBackend:
     def test_as_many_as_max_errors_are_not(self, options):
         batches, *_ = read(Partly({1, 5, 9}), max_errors=3, **options)
         assert sum(map(len, batches)) == 17
+
+    @pytest.mark.parametrize("given", [1, 2])
+    def test_max_errors_counts_over_a_resume(self, options, given):
+        def loader():
+            return DataLoader(
+                Partly({1, 5, 9}), batch_size=4, on_error="skip", max_errors=2, **options
+            )
+
+        first = loader()
+        iterator = iter(first)
+        for _ in range(given):
+            next(iterator)
+        for _ in range(2):  # and over a state that was loaded, and saved again
+            first, state = loader(), first.state_dict()
+            first.load_state_dict(json.loads(json.dumps(state)))
+        with pytest.raises(TooManySkippedError, match="3 samples of this epoch raised"):
+            list(first)
+        assert first.statistics().skipped == 3 - given  # of this program
+
+    def test_the_next_epoch_counts_anew(self, options):
+        def loader():
+            return DataLoader(
+                Partly({1, 5}), batch_size=4, on_error="skip", max_errors=2, **options
+            )
+
+        first = loader()
+        iterator = iter(first)
+        next(iterator)
+        second = loader()
+        second.load_state_dict(first.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert [sum(len(batch) for batch in second) for _ in range(2)] == [15, 18]
 
     def test_the_place_in_the_epoch_counts_steps_not_batches(self, options):
         def loader():
@@ -238,6 +272,22 @@ def test_a_generator_cannot_and_that_is_an_error():
     with pytest.raises(OSError, match="broken") as caught:
         list(DataLoader(Generates(), on_error="skip"))
     assert "a generator ends when it raises" in str(caught.value.__notes__)
+
+
+def test_a_state_says_how_many_were_left_out_where_some_were():
+    loader = DataLoader(Partly({5}), batch_size=4, on_error="skip", max_errors=1)
+    iterator = iter(loader)
+    next(iterator)
+    assert "skipped" not in loader.state_dict()  # it is what older versions write
+    next(iterator)
+    state = loader.state_dict()
+    assert state["skipped"] == 1
+    for damaged in ({**state, "skipped": 0}, {**state, "skipped": -1}, {**state, "skipped": "1"}):
+        with pytest.raises(headrace.StateError, match=r"skipped|checksum"):
+            loader.load_state_dict(damaged)
+    without = {key: value for key, value in state.items() if key != "skipped"}
+    with pytest.raises(headrace.StateError, match="checksum"):
+        loader.load_state_dict(without)
 
 
 def test_wrong_options_say_what_to_write():

@@ -153,6 +153,7 @@ class Counters:
         self.restarts = 0
         self.moved = 0
         self.skipped = 0
+        self.skipped_before = 0  # of the same epoch, before a state was taken
         self.skipped_samples: list[SkippedSample] = []
         self._settled = (0, 0, 0)  # batches, samples and bytes before the present kind of batch
         self._each = (0, 0)
@@ -163,6 +164,11 @@ class Counters:
     def position(self) -> int:
         """Return the steps that have left, as batches or as exceptions."""
         return self.batches + self.failed
+
+    @property
+    def skipped_in_epoch(self) -> int:
+        """Return the samples of the epoch that were left out, over a resume: what is bounded."""
+        return self.skipped_before + self.skipped
 
     def set_batch(self, samples: int, size_bytes: int) -> None:
         """Say how many samples and bytes each batch from now on has."""

@@ -24,7 +24,7 @@ from headrace.engine.order.order import Order
 from headrace.engine.order.packing import decode, set_others
 from headrace.engine.order.ranks import agree, seeds_of
 from headrace.engine.order.samplers import load_at_end, load_sampler, stateful, with_seed
-from headrace.engine.order.state import FINISHED, FRESH, RUNNING, Progress
+from headrace.engine.order.state import FINISHED, FRESH, RUNNING, SKIPPED, Progress
 from headrace.engine.order.streams import next_streams
 from headrace.engine.shared import Home
 from headrace.engine.stats import Counters
@@ -160,6 +160,7 @@ class Engine:
         progress.steps, progress.start = saved["steps"], saved["samples"] or 0
         progress.streams, progress.next_worker = saved["streams"], saved["next_worker"]
         progress.restored = True
+        self._counters.skipped_before = saved.get(SKIPPED, 0)
         if saved["ahead"]:
             progress.prefix, progress.ahead = saved["steps"], set(saved["ahead"])
         progress.generators_at_start = [decode(text) for text in saved["generators_at_start"]]

@@ -122,9 +122,10 @@ class Inline:
         """Count the samples that were left out; say whether others are left."""
         self._counters.add_skipped(left_out)
         limit = self._policy.max_skipped
-        if limit is not None and self._counters.skipped > limit:
+        count = self._counters.skipped_in_epoch
+        if limit is not None and count > limit:
             self._counters.failed += 1
-            self._broken = too_many_skipped(self._counters.skipped, limit, left_out[-1])
+            self._broken = too_many_skipped(count, limit, left_out[-1])
             raise self._broken from left_out[-1].exception
         self._counters.failed += not samples
         return bool(samples)

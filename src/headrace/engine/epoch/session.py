@@ -132,7 +132,8 @@ class Session:
             position = progress.steps + self._counters.position
             if progress.prefix is not None:
                 position = progress.prefix
-        return describe(shape, progress, position, generators)
+        skipped = self._counters.skipped_in_epoch
+        return describe(shape, progress, position, generators, skipped)
 
     def load(self, state: Any, shape: Shape, generators: Sequence[Generator]) -> None:
         """Keep a state for the next epoch to begin with.

@@ -102,7 +102,7 @@ class Window:
 
     def _count_skipped(self, result: Done) -> None:
         self._counters.add_skipped(result.skipped)
-        limit, count = self._policy.max_skipped, self._counters.skipped
+        limit, count = self._policy.max_skipped, self._counters.skipped_in_epoch
         if limit is None or count <= limit:
             return
         last = result.skipped[-1]

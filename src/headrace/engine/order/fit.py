@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from headrace.engine.order.checksum import checksum
 from headrace.engine.order.facts import compare_facts, facts_of
 from headrace.engine.order.foreign import ForeignGenerator, Generator
 from headrace.engine.order.packing import decode, is_others
@@ -19,9 +18,10 @@ from headrace.engine.order.state import (
     FRESH,
     KEY,
     RUNNING,
-    SEALED,
+    SKIPPED,
     VERSION,
     Shape,
+    checksum_of,
 )
 from headrace.engine.order.streams import check_count, unreadable
 from headrace.errors import StateError
@@ -66,7 +66,10 @@ def check(
         value = state[name]
         if type(value) not in kinds or (type(value) is int and not 0 <= value < _LIMIT):
             raise _damaged(f"{name!r} is {value!r}")
-    if state["checksum"] != checksum(state, SEALED):
+    skipped = state.get(SKIPPED, 0)
+    if type(skipped) is not int or not 0 <= skipped < _LIMIT:
+        raise _damaged(f"{SKIPPED!r} is {skipped!r}")
+    if state["checksum"] != checksum_of(state):
         raise _damaged("its checksum does not fit")
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")

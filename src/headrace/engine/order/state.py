@@ -60,7 +60,8 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "next_worker": (int,),
 }
 SAMPLER_STATE = "sampler_state"  # what a sampler that knows its place said: only where it did
-SEALED = (KEY, *FIELDS, SAMPLER_STATE)
+SKIPPED = "skipped"  # samples of this epoch that were left out: only where there were any
+_SEALED = (KEY, *FIELDS, SAMPLER_STATE)
 
 
 @dataclass
@@ -159,9 +160,16 @@ class Shape:
 
 
 def describe(
-    shape: Shape, progress: Progress | None, position: int, generators: Sequence[Generator]
+    shape: Shape,
+    progress: Progress | None,
+    position: int,
+    generators: Sequence[Generator],
+    skipped: int = 0,
 ) -> dict[str, Any]:
-    """Return the state of a loader: ``position`` steps of this epoch are handed out."""
+    """Return the state of a loader: ``position`` steps of this epoch are handed out.
+
+    ``skipped`` samples of it were left out, this iterator's and those before it.
+    """
     status = FRESH if progress is None else FINISHED if progress.finished else RUNNING
     state: dict[str, Any] = {
         KEY: VERSION,
@@ -207,6 +215,8 @@ def describe(
             next_worker=progress.next_worker,
         )
         state.update(_of_order(shape, progress, position))
+        if skipped:
+            state[SKIPPED] = skipped
     all_given = status == RUNNING and state["samples"] == shape.length is not None
     sampler_state = progress.sampler_state(position, all_given)
     if all_given:  # a sampler may draw at its end
@@ -218,8 +228,14 @@ def describe(
 
 def seal(state: dict[str, Any]) -> dict[str, Any]:
     """Put the checksum of its fields into a state."""
-    state["checksum"] = checksum(state, SEALED)
+    state["checksum"] = checksum_of(state)
     return state
+
+
+def checksum_of(state: dict[str, Any]) -> str:
+    """Return the checksum that a state of these fields has."""
+    # What came later counts only where it is: without it a state is that of older versions.
+    return checksum(state, (*_SEALED, SKIPPED) if SKIPPED in state else _SEALED)
 
 
 def _between_epochs(shape: Shape, progress: Progress | None) -> list[Stream] | None:
