@@ -57,12 +57,15 @@ def make_loader(kind):
 class Say(Callback):
     """Tells who watches of every step; on the last rank SIGTERM comes at one of them."""
 
-    def __init__(self, sigterm_at=None):
-        self.sigterm_at = sigterm_at
+    def __init__(self, sigterm_at=None, stop_at=None):
+        self.sigterm_at, self.stop_at = sigterm_at, stop_at
 
     def on_log(self, trainer, step, values):
         print(step, flush=True)
-        if step == self.sigterm_at and trainer.ranks.rank == trainer.ranks.size - 1:
+        last = trainer.ranks.rank == trainer.ranks.size - 1
+        if step == self.stop_at and last:
+            trainer.stop()
+        if step == self.sigterm_at and last:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -97,9 +100,9 @@ def train_long(folder, kind, epochs=30):
     trainer.fit(make_loader(kind), None, epochs, folder, checkpoint_every_steps=1)
 
 
-def train_ranks(folder, sigterm_at=None):
+def train_ranks(folder, sigterm_at=None, stop_at=None):
     """As ``train``, in several processes: dropout and noise are other ones on each rank."""
-    trainer = make_trainer(28, callbacks=[Say(sigterm_at)])
+    trainer = make_trainer(28, callbacks=[Say(sigterm_at, stop_at)])
     torch.manual_seed(trainer.ranks.rank)
     torch.set_num_threads(1)
     loader = DataLoader(Numbers(), batch_size=4, shuffle=True, shard="auto")

@@ -9,7 +9,7 @@ from torch import nn
 
 from headrace import DataLoader, TensorDataset
 from headrace.errors import OptionError, TrainingError
-from headrace.train import Callback, EarlyStopping, Trainer
+from headrace.train import EMA, Callback, EarlyStopping, Trainer
 
 EPOCHS = 30
 
@@ -179,3 +179,90 @@ def test_values_that_cannot_be(options, said):
 )
 def test_which_way_is_better_is_told_by_the_name(metric, sign):
     assert EarlyStopping(metric)._sign == sign
+
+
+class Asks(Callback):
+    """Asks for the end at a step, and is killed at another."""
+
+    def __init__(self, step=0, killed=0):
+        self.step, self.killed, self.epochs = step, killed, []
+
+    def on_step_end(self, trainer, step):
+        if step == self.step:
+            trainer.stop()
+        if step == self.killed:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, trainer, epoch, values):
+        self.epochs.append(epoch)
+
+
+@pytest.mark.parametrize("killed", [8, 9, 10])
+def test_a_call_of_stop_within_an_epoch_survives_a_kill_within_it(tmp_path, killed):
+    def run(callback, folder, epochs=6):
+        trainer = trainer_with(callback)
+        loader = DataLoader(data(), 8, shuffle=True, seed=3)
+        trainer.fit(loader, None, epochs, folder, checkpoint_every_steps=1)
+        return trainer.model.weight
+
+    whole = run(Asks(7), tmp_path / "whole")  # five steps are an epoch
+    with pytest.raises(KeyboardInterrupt):
+        run(Asks(7, killed), tmp_path / "run")
+    again = Asks()
+    assert torch.equal(run(again, tmp_path / "run"), whole)
+    assert again.epochs == [1]  # the epoch is finished, and no other one begins
+    stays = Asks()
+    run(stays, tmp_path / "run")
+    assert stays.epochs == []
+    more = Asks()
+    run(more, tmp_path / "run", epochs=8)
+    assert more.epochs == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_stop_within_an_epoch_gives_way_to_more_epochs(tmp_path):
+    for callback, epochs in ((Asks(7, 8), 3), (again := Asks(), 4)):
+        loader = DataLoader(data(), 8, shuffle=True, seed=3)
+        try:
+            trainer_with(callback).fit(loader, None, epochs, tmp_path, checkpoint_every_steps=1)
+        except KeyboardInterrupt:
+            continue
+    assert again.epochs == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rest", "best"),
+    [
+        (
+            {"restore_best": False},
+            {},
+            [3, 4, 4],
+            3,
+        ),  # there are no weights of the best one: it counts not
+        ({}, {"restore_best": False}, [3, 4, 4], 5),  # nobody wants those that there are
+        ({}, {"mode": "max"}, [0.5, 0.4, 0.4], 3),
+        ({"metric": "loss"}, {}, [3, 4, 4], 3),
+    ],
+)
+def test_other_options_than_in_the_checkpoint(tmp_path, before, after, rest, best):
+    planned = [5, 1, 2, *rest]
+    fit(trainer_with(Planned(planned), EarlyStopping(**before)), tmp_path, epochs=3)
+    plan, stopping = Planned(planned), EarlyStopping(**after)
+    trainer = trainer_with(plan, stopping)
+    fit(trainer, tmp_path, epochs=6)
+    assert torch.equal(trainer.model.weight, plan.weights[best])
+
+
+@pytest.mark.parametrize("killed", [3, 5])
+def test_the_best_average_comes_back_after_a_resume(tmp_path, killed):
+    whole = trainer_with(Planned(PLANNED), stopping := EarlyStopping(patience=3), EMA(0.9))
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            trainer_with(Planned(PLANNED), EarlyStopping(patience=3), EMA(0.9), Killed(killed)),
+            tmp_path / "run",
+        )
+    again = trainer_with(plan := Planned(PLANNED), EarlyStopping(patience=3), EMA(0.9))
+    fit(again, tmp_path / "run")
+    assert stopping.best_epoch == 2
+    assert 2 not in plan.weights  # it was trained before the kill
+    assert torch.equal(again.model.weight, whole.model.weight)

@@ -89,6 +89,14 @@ def test_sigterm_to_one_rank_saves_and_leaves_on_all(torchrun, tmp_path):
     )
 
 
+def test_a_stop_that_one_rank_asked_for_survives_on_all(torchrun, tmp_path):
+    programs = torchrun(f"train_ranks({str(tmp_path)!r}, sigterm_at=10, stop_at=9)", 2)
+    assert [one.wait() for one in programs] == [143, 143]
+    for _ in range(2):  # the epoch of seven steps is finished; then there is nothing to train
+        results(None, torchrun(f"train_ranks({str(tmp_path)!r})", 2), read=False)
+        assert Checkpoints(tmp_path, 3).newest() == "step-00000014-epoch-002"
+
+
 def test_the_group_and_its_threads_end_before_python_does(torchrun, tmp_path):
     programs = torchrun(f"trainer = threads_at_exit({str(tmp_path)!r})", 2)
     for one in programs:

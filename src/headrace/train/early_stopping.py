@@ -106,6 +106,7 @@ class EarlyStopping(Callback):
         """Return where it stands, and the best weights."""
         return {
             "metric": self.metric,
+            "sign": self._sign,
             "best": self.best,
             "best_epoch": self.best_epoch,
             "waited": self._waited,
@@ -113,11 +114,14 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a best value of another metric is forgotten."""
+        """Go on from there; a best epoch that cannot be compared or given back is forgotten."""
         self._begin()
-        if state["metric"] == self.metric:
+        same = state["metric"] == self.metric and state.get("sign", self._sign) == self._sign
+        kept = not self.restore_best or state["best"] is None or state["weights"] is not None
+        if same and kept:
             self.best, self.best_epoch = state["best"], state["best_epoch"]
-            self._waited, self._weights = state["waited"], state["weights"]
+            self._waited = state["waited"]
+            self._weights = state["weights"] if self.restore_best else None
         self._loaded = True
 
 

@@ -108,7 +108,9 @@ class Fit:
         """Train up to the last epoch, or until SIGTERM or ``trainer.stop()``."""
         plan, trainer = self.plan, self.trainer
         self._resume()
-        trainer.stopping = self.position.stopped_of >= plan.epochs
+        stopped = self.position.stopped_of >= plan.epochs
+        within = self.ranks.sum([self.position.batches])[0] > 0  # AGREE: an epoch to be finished
+        trainer.stopping = stopped and not within
         self.updater.optimizer.zero_grad()
         trainer.call("on_fit_start")
         show = trainer.progress if self.ranks.rank == 0 else False
@@ -118,6 +120,7 @@ class Fit:
             self._tell_resumed()
             try:
                 while self.position.epoch < plan.epochs and not trainer.stopping:
+                    trainer.stopping = stopped  # it was asked for within this epoch
                     self._epoch()
                 self._save()
             except KeyboardInterrupt as error:
@@ -290,6 +293,8 @@ class Fit:
             return
         self.saved_as = (position.step, position.epoch)
         self._read()
+        if self.ranks.sum([trainer.stopping])[0] > 0:  # AGREE
+            position.stopped_of = self.plan.epochs
         mine = self.feed.state_dict(position.batches)
         everyone = [mine]
         if self.ranks.size > 1:
