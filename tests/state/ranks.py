@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
-from headrace import DataLoader
+from headrace import DataLoader, TensorDataset
 from state.loaders import AtFirst, Augmented, Stream, plain
 
 
@@ -124,3 +124,20 @@ def streams(rank: int, n: int) -> Any:
 
 def undivided(rank: int, n: int) -> Any:
     return DataLoader(Stream(n), shard="auto")
+
+
+DATASETS: dict[str, Callable[[int], Any]] = {
+    "floats": lambda rank: TensorDataset(torch.full((20, 2), 1.0 + rank)),
+    "integers": lambda rank: TensorDataset(torch.arange(20) + rank),
+    "types": lambda rank: range(20) if rank else list(range(20)),
+    "subsets": lambda rank: Subset(range(50), list(range(rank, 20 + rank))),
+    "last bits": lambda rank: TensorDataset(torch.arange(20.0) * (1 + 1e-7 * rank)),
+    "no numbers": lambda rank: TensorDataset(torch.full((20,), float("nan"))),
+    "lists": lambda rank: [[1, 2]] * 20,
+}
+
+
+def steps_of(rank: int, name: str) -> int:
+    """Return the steps over a dataset that may be another one on each rank."""
+    dataset = DATASETS[name](rank)
+    return len(list(DataLoader(dataset, batch_size=2, shuffle=True, shard="auto")))

@@ -100,6 +100,18 @@ def test_loaders_that_differ_are_refused_on_all_ranks(fresh, options, name):
         assert name in answer
 
 
+@pytest.mark.parametrize("name", ["floats", "integers", "types", "subsets"])
+def test_other_data_of_the_same_length_is_refused_on_all_ranks(fresh, name):
+    for answer in fresh(ranks.together, 2, ranks.steps_of, name):
+        assert answer.startswith("OptionError: the ranks' loaders differ")
+        assert "dataset" in answer.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["last bits", "no numbers", "lists"])
+def test_data_that_each_machine_computed_for_itself_is_the_same(fresh, name):
+    assert fresh(ranks.together, 2, ranks.steps_of, name) == [5, 5]
+
+
 def test_a_state_on_one_rank_only_is_refused_on_all(fresh):
     first = fresh(ranks.together, 2, ranks.epochs, 20, SHUFFLED, None, 2, 1)
     fresh_state = json.dumps(DataLoader(range(20), batch_size=2, shuffle=True).state_dict())

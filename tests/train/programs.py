@@ -163,6 +163,21 @@ def failing(function, *arguments, **options):
         sys.exit("it raised nothing")
 
 
+def fit_differing(what):
+    """Fit, where the last rank wants something else than the others."""
+    trainer = make_trainer()
+    last = trainer.ranks.rank == trainer.ranks.size - 1
+    options = {"batch_size": 4, "shard": "auto"}
+    loader, validation, epochs = DataLoader(Numbers(), **options), None, 1
+    if last and what == "validation":
+        validation = DataLoader(Numbers(7), **options)
+    if last and what == "epochs":
+        epochs = 2
+    if last and what == "divided":
+        loader = DataLoader(Numbers(), batch_size=4)
+    failing(trainer.fit, loader, validation, epochs)
+
+
 def threads_at_exit(folder):
     """Train, and say at the very end which of the group's threads are left. Returns the trainer."""
 

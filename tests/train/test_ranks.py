@@ -64,6 +64,22 @@ def test_a_loader_that_is_not_divided_is_refused(torchrun, loader, text):
         assert "shard='auto'" in said
 
 
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("validation", "val_loader is ['none', 'given'] on ranks 0 to 1"),
+        ("epochs", "epochs is [1, 2] on ranks 0 to 1"),
+        ("divided", "train_loader gives each of the 2 ranks all of the data"),
+    ],
+)
+def test_a_rank_that_wants_something_else_fails_on_all(torchrun, what, text):
+    for one in torchrun(f"fit_differing({what!r})", 2):
+        assert one.wait() == 0, one.errors()
+        said = one.out.read()
+        assert "TrainingError: " in said
+        assert text in said
+
+
 def test_killed_ranks_go_on_where_they_were(torchrun, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     results(None, torchrun(f"train_ranks({str(whole)!r})", 2), read=False)

@@ -5,6 +5,7 @@ What is agreed on are numbers on the host, over gloo, so that no device has to b
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch.utils.data as torch_data
 from torch import nn
 
 from headrace.errors import InUseError, TrainingError
+from headrace.sized import length_of
 
 
 class Ranks:
@@ -90,26 +92,58 @@ class Ranks:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def check_divided(self, loader: Any, name: str) -> None:
-        """Make sure that each rank gets a part of the data of its own.
+    def check_alike(self, loaders: dict[str, Any], options: dict[str, Any]) -> None:
+        """Make sure that each rank gets a part of the same data of its own. AGREE.
+
+        Args:
+            loaders: those of this rank by name, None where there is none.
+            options: what else must be the same on all ranks.
 
         Raises:
-            TrainingError: the loader gives every rank all of it, or is divided for other ranks.
+            TrainingError: on every rank: a loader gives every rank all of it, or is divided for
+                other ranks; or the ranks do not want the same.
         """
         if self.size == 1:
             return
+        problem: TrainingError | None = None
+        wants = dict(options)
+        for name, loader in loaders.items():
+            wants[name] = "none" if loader is None else "given"
+            if loader is None:
+                continue
+            problem = problem or self._undivided(loader, name)
+            if isinstance(loader, torch_data.DataLoader):
+                wants[f"the batch size of {name}"] = loader.batch_size
+                wants[f"the length of {name}'s dataset"] = _length_of(loader.dataset)
+        mine = {"problem": str(problem or ""), "wants": wants}
+        everyone = [json.loads(raw) for raw in self.gather(json.dumps(mine).encode())]
+        if problem is not None:
+            raise problem
+        for rank, one in enumerate(everyone):
+            if one["problem"]:
+                raise TrainingError(f"on rank {rank}: {one['problem']}")
+        for what in {key: None for one in everyone for key in one["wants"]}:
+            values = [one["wants"].get(what) for one in everyone]
+            if any(value != values[0] for value in values):
+                raise TrainingError(
+                    f"the ranks do not want the same: {what} is {values} on ranks 0 to "
+                    f"{self.size - 1}. Run the same program with the same options on every rank."
+                )
+
+    def _undivided(self, loader: Any, name: str) -> TrainingError | None:
+        """Return what is wrong with a loader that does not give each rank a part of its own."""
         remedy = f"Write {name} = headrace.DataLoader(dataset, ..., shard='auto')."
         if not isinstance(loader, torch_data.DataLoader):
             self._cannot_see(f"{name} is a {type(loader).__name__}", remedy)
-            return
+            return None
         divided = _divided_among(loader)
         if divided == self.size:
-            return
+            return None
         if divided is None and isinstance(loader.dataset, torch_data.IterableDataset):
             self._cannot_see(f"{name} reads an IterableDataset without shard=", remedy)
-            return
+            return None
         what = "all of the data" if divided is None else f"one of {divided} parts"
-        raise TrainingError(
+        return TrainingError(
             f"{name} gives each of the {self.size} ranks {what}, so that samples would count more "
             f"than once. {remedy}"
         )
@@ -119,8 +153,12 @@ class Ranks:
             warnings.warn(
                 f"{what}: each of the {self.size} ranks has to get its own part of the data from "
                 f"it, and that cannot be seen from outside. {remedy}",
-                stacklevel=4,
+                stacklevel=5,
             )
+
+
+def _length_of(dataset: Any) -> int | None:
+    return None if isinstance(dataset, torch_data.IterableDataset) else length_of(dataset)
 
 
 def _divided_among(loader: Any) -> int | None:

@@ -261,9 +261,16 @@ class Trainer:
         plan = Plan(
             epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s
         )
-        self.ranks.check_divided(train_loader, "train_loader")
-        if val_loader is not None:
-            self.ranks.check_divided(val_loader, "val_loader")
+        self.ranks.check_alike(
+            {"train_loader": train_loader, "val_loader": val_loader},
+            {
+                "epochs": epochs,
+                "accumulate": self.accumulate,
+                "checkpoint_every_steps": checkpoint_every_steps,
+                "checkpoint_dir (given or not)": folder is not None,
+                "resume": resume,
+            },
+        )
         self.guards.before_fit(train_loader, val_loader)
         steps = steps_of_epoch(train_loader, self.accumulate)
         length = Length(self.schedule_every, steps, epochs, self.accumulate)
@@ -301,7 +308,7 @@ class Trainer:
             TrainingError: the loader gave no batch.
         """
         check_loader("loader", loader)
-        self.ranks.check_divided(loader, "loader")
+        self.ranks.check_alike({"loader": loader}, {})
         self.ranks.share_buffers(self.model)
         return self.run_evaluation(loader, lambda: None)
 

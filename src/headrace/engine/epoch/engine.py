@@ -20,6 +20,7 @@ from headrace.engine.epoch.plan import Plan
 from headrace.engine.epoch.same_stream import SameStream
 from headrace.engine.lease import Pool
 from headrace.engine.making.skip import warn_of_skipped
+from headrace.engine.order.alike import likeness_of, order_checksum
 from headrace.engine.order.order import Order
 from headrace.engine.order.packing import decode, set_others
 from headrace.engine.order.ranks import agree, seeds_of
@@ -252,6 +253,7 @@ class Engine:
             torch.distributed.is_available() and torch.distributed.is_initialized()
         ):
             return seeds
+        alike = likeness_of(options.recipe.dataset)
         facts = {
             "the length of the dataset": options.dataset_length or 0,
             "the length of the order": options.order_length() or 0,
@@ -259,11 +261,14 @@ class Engine:
             "uneven= (a checksum)": crc32(options.shard.uneven.encode()),
             "drop_last": int(options.shard.drop_last),
             "the kind of sampler (a checksum)": crc32(options.order_name.encode()),
+            "what the order follows from (a checksum)": order_checksum(options.index_sampler),
+            "the dataset (a checksum of types, shapes and some rows)": alike.checksum,
             "the position in the epoch": progress.start,
             "the number of the epoch": progress.round,
             "seed= (-1 for none)": -1 if options.seed is None else options.seed % 2**63,
         }
-        return agree((seeds[0], seeds[1]), facts, options.shard.rank, options.shard.world_size)
+        shard = options.shard
+        return agree((seeds[0], seeds[1]), facts, alike.total, shard.rank, shard.world_size)
 
     def _begin(self, order: Order | None) -> Iterator[Any]:
         batches = self._plan.begin(order, self.progress, self._counters)

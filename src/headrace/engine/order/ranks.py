@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -10,6 +12,8 @@ import torch.distributed as dist
 
 from headrace.errors import OptionError
 from headrace.rng import mix
+
+_REL_TOL = 1e-3  # of a sum over numbers that other machines have computed for themselves
 
 ShardOption: TypeAlias = Literal["auto"] | tuple[int, int] | None
 
@@ -46,10 +50,13 @@ def seeds_of(seed: int, round_number: int) -> list[int]:
     return [mix(seed, round_number, n) >> 1 for n in (1, 2)]
 
 
-def agree(seeds: tuple[int, ...], facts: dict[str, int], rank: int, world_size: int) -> list[int]:
+def agree(
+    seeds: tuple[int, ...], facts: dict[str, int], total: float, rank: int, world_size: int
+) -> list[int]:
     """Return rank 0's seeds, once all ranks have shown that their loaders are alike.
 
     ``facts`` are what must be the same on all: length of the dataset, global batch, position.
+    ``total`` is a sum of numbers of the dataset, which may differ in its last digits.
 
     Raises:
         OptionError: on every rank, when one differs, or when there is no way to ask.
@@ -70,7 +77,8 @@ def agree(seeds: tuple[int, ...], facts: dict[str, int], rank: int, world_size: 
     device = "cpu"
     if dist.get_backend() == "nccl":
         device = f"cuda:{torch.cuda.current_device()}"
-    mine = torch.tensor([*seeds, *facts.values()], dtype=torch.int64, device=device)
+    [bits] = struct.unpack("q", struct.pack("d", total))
+    mine = torch.tensor([*seeds, *facts.values(), bits], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(mine) for _ in range(world_size)]
     dist.all_gather(everyone, mine)
     table = [values.tolist() for values in everyone]
@@ -81,4 +89,11 @@ def agree(seeds: tuple[int, ...], facts: dict[str, int], rank: int, world_size: 
                 f"the ranks' loaders differ: {name} is {values} on ranks 0 to {world_size - 1}. "
                 f"Make them from the same dataset, batch size and state on every rank."
             )
+    totals = [struct.unpack("d", struct.pack("q", row[-1]))[0] for row in table]
+    if not all(math.isclose(value, totals[0], rel_tol=_REL_TOL) for value in totals):
+        raise OptionError(
+            f"the ranks' loaders differ: some numbers of the dataset add up to {totals} on ranks 0 "
+            f"to {world_size - 1}. Make them from the same dataset on every rank: shard='auto' "
+            f"divides it among them."
+        )
     return table[0][: len(seeds)]
