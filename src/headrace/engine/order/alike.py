@@ -19,6 +19,10 @@ from headrace.engine.order.facts import facts_of
 from headrace.tree import leaves
 
 _ROWS = 64  # looked at in each column
+_LISTS = (list, tuple, range)
+_READ = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_READ |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_READ |= {torch.complex64, torch.complex128}
 
 
 class Likeness(NamedTuple):
@@ -35,12 +39,13 @@ def likeness_of(dataset: Any) -> Likeness:
     """Return what a dataset shows of itself."""
     checksum, total = 0, 0.0
     for part in _parts(dataset):
-        if isinstance(part, np.ndarray) and part.dtype.kind == "f":
+        if isinstance(part, np.ndarray) and part.dtype.kind in "fc":
             with np.errstate(all="ignore"):
-                total += float(np.abs(np.nan_to_num(part, posinf=0, neginf=0), dtype=float).sum())
+                sizes = np.abs(part.astype(complex if part.dtype.kind == "c" else float))
+                total += float(np.nan_to_num(sizes, posinf=0).sum())
             continue
-        raw = np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part
-        checksum = crc32(raw if isinstance(raw, bytes) else str(raw).encode(), checksum)
+        raw = part.tobytes() if isinstance(part, np.ndarray) else part.encode(errors="replace")
+        checksum = crc32(raw, checksum)
     return Likeness(checksum, total)
 
 
@@ -52,15 +57,12 @@ def order_checksum(index_sampler: Any) -> int:
 def _parts(dataset: Any) -> Iterator[Any]:
     """Yield texts, and arrays of some of a dataset's numbers."""
     yield type(dataset).__qualname__
-    if isinstance(dataset, range):
-        yield repr(dataset)
-    elif type(dataset) in (list, tuple):
-        some = [dataset[place] for place in _places(len(dataset))]
-        yield [one if isinstance(one, (int, str)) else type(one).__name__ for one in some]
-    elif isinstance(dataset, Subset):
-        yield crc32(np.ascontiguousarray(dataset.indices, np.int64).tobytes())
+    if type(dataset) in _LISTS:
+        yield _some(dataset)
+    elif type(dataset) is Subset:
+        yield _some(dataset.indices)
         yield from _parts(dataset.dataset)
-    elif isinstance(dataset, (ConcatDataset, StackDataset)):
+    elif type(dataset) in (ConcatDataset, StackDataset):
         within = dataset.datasets
         for part in within.values() if isinstance(within, Mapping) else within:
             yield from _parts(part)
@@ -70,18 +72,44 @@ def _parts(dataset: Any) -> Iterator[Any]:
         yield from _columns(leaves(dataset.arrays))
 
 
+def _some(values: Any) -> str:
+    """Return the length of a sequence and some of its numbers and texts."""
+    if type(values) not in _LISTS and not isinstance(values, (np.ndarray, torch.Tensor)):
+        return type(values).__qualname__
+    if not isinstance(values, (np.ndarray, torch.Tensor)):
+        shown = [_shown(values[place]) for place in _places(len(values))]
+        return f"{len(values)} {shown}"
+    return " ".join(str(np.asarray(part).tolist()) for part in _columns([values]))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (int, np.integer)):
+        return f"{value:x}"  # decimal digits have a limit
+    return repr(value) if type(value) is str else type(value).__qualname__
+
+
 def _columns(columns: Any) -> Iterator[Any]:
+    """Yield dtypes, shapes and some rows; of a dtype that cannot be read everywhere, no rows."""
     for column in columns:
+        if isinstance(column, torch.Tensor) and column.is_nested:
+            continue
         if not isinstance(column, (np.ndarray, torch.Tensor)):
             continue
         yield f"{str(column.dtype).removeprefix('torch.')} {tuple(column.shape)}"
+        if not column.shape:
+            continue
         places = _places(len(column))
         if isinstance(column, np.ndarray):
-            if column.dtype.kind in "biufSU":
-                yield column[places]
-        elif column.layout is torch.strided and column.device.type == "cpu":
+            if column.dtype.kind in "biufcSU":
+                yield np.asarray(column)[places]
+        elif column.dtype in _READ and column.layout is torch.strided and _on_host(column):
             some = column.detach()[torch.tensor(places, dtype=torch.int64)]
             yield (some.double() if some.is_floating_point() else some).numpy(force=True)
+
+
+def _on_host(column: torch.Tensor) -> bool:
+    """Whether its numbers lie in memory; those of a class of the user's own are not asked for."""
+    return column.device.type == "cpu" and type(column) in (torch.Tensor, torch.nn.Parameter)
 
 
 def _places(length: int) -> list[int]:

@@ -7,6 +7,7 @@ by its length and a hash.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ from headrace.errors import StateError
 from headrace.sampling.random import uses_bijection
 
 Facts: TypeAlias = dict[str, Any]
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # another one in each process
 
 # Attributes of torch's samplers, and of those that derive from them.
 _ATTRIBUTES: dict[type, tuple[str, ...]] = {
@@ -111,7 +114,8 @@ def _short(value: Any) -> Any:
     elif array.dtype.kind == "f":
         array = array.astype(np.float64)
     elif array.dtype.kind not in "US":
-        return _hashed(repr(value).encode(), len(value) if hasattr(value, "__len__") else 1)
+        text = _ADDRESS.sub("", repr(value))
+        return _hashed(text.encode(), len(value) if hasattr(value, "__len__") else 1)
     return _hashed(np.ascontiguousarray(array).tobytes(), len(array) if array.ndim else 1)
 
 
