@@ -21,12 +21,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from headrace.errors import HeadraceError, StateError, TrainingError
 from headrace.sized import length_of
 from headrace.train.batch import check_weight
-from headrace.train.checkpoint import Checkpoints, load, step_of
+from headrace.train.checkpoint import load, step_of
 from headrace.train.checks import no_batch
 from headrace.train.feed import Feed, load_into
 from headrace.train.guards.nonfinite import nothing_counts
 from headrace.train.history import History
 from headrace.train.names import names_for, own_names
+from headrace.train.plan import Plan
 from headrace.train.progress import Progress
 from headrace.train.schedule import not_compared, steps_of_epoch
 from headrace.train.sigterm import EXIT_CODE, Sigterm
@@ -34,17 +35,6 @@ from headrace.train.storable import pack, unpack
 from headrace.train.training import Training
 from headrace.train.update import counts_nothing
 from headrace.tree import size_bytes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one call of ``fit`` was asked for."""
-
-    epochs: int
-    checkpoints: Checkpoints | None
-    resume: bool
-    every_steps: int | None
-    every_s: float | None
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from headrace.errors import OptionError, TrainingError
+from headrace.errors import OptionError
 from headrace.spelling import suggests_names
-from headrace.train.batch import OwnWeight, Weight, forward_any, to_device, weight_of
-from headrace.train.checkpoint import Checkpoints
+from headrace.train.batch import OwnWeight, Weight, forward_any, weight_of
 from headrace.train.checks import (
-    check_again,
     check_callbacks,
     check_class_weights,
     check_clip_norm,
@@ -29,23 +26,16 @@ from headrace.train.checks import (
 )
 from headrace.train.devices import launch
 from headrace.train.evaluation import Evaluation, mode
+from headrace.train.fitting import fit
 from headrace.train.guards import Guards
-from headrace.train.guards.loaders import check_order
 from headrace.train.history import History
-from headrace.train.loop import Fit, Plan
 from headrace.train.metrics import Metrics
 from headrace.train.oom_split import OnOom
-from headrace.train.outputs import joined
 from headrace.train.overfit import overfit
-from headrace.train.places import held, logger_of, logs_saved
+from headrace.train.places import logger_of
+from headrace.train.predicting import predict
 from headrace.train.ranks import Ranks
-from headrace.train.schedule import (
-    Length,
-    check_duration,
-    check_scheduler,
-    steps_of_epoch,
-    steps_taken,
-)
+from headrace.train.schedule import check_scheduler
 from headrace.train.states import load_states, states_of
 from headrace.train.update import Step, Updater
 
@@ -208,8 +198,8 @@ class Trainer:
             guards=self.guards,
         )
         self._callbacks = check_callbacks(callbacks)
-        self._logger, self._log_folder = logger_of(logger)
-        self.logs = self._logger is not None and self.ranks.rank == 0
+        self.logger, self.log_folder = logger_of(logger)
+        self.logs = self.logger is not None and self.ranks.rank == 0
 
     def fit(
         self,
@@ -248,50 +238,17 @@ class Trainer:
             OSError: a checkpoint cannot be written: the disk is full, the folder read-only.
             SystemExit: with code 143, after SIGTERM, once a checkpoint is written.
         """
-        if resume not in ("auto", "never"):
-            raise OptionError(f"resume={resume!r}: write resume='auto' or resume='never'.")
-        count("epochs", epochs)
-        if checkpoint_every_steps is not None:
-            count("checkpoint_every_steps", checkpoint_every_steps)
-        folder = checkpoint_dir
-        for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-            check_loader(name, loader)
-            check_again(name, loader, epochs)
-        checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep))
-        plan = Plan(
-            epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s
+        return fit(
+            self,
+            train_loader,
+            val_loader,
+            epochs=epochs,
+            folder=checkpoint_dir,
+            resume=resume,
+            checkpoint_every_steps=checkpoint_every_steps,
+            checkpoint_every_s=checkpoint_every_s,
+            keep=keep,
         )
-        self.ranks.check_alike(
-            {"train_loader": train_loader, "val_loader": val_loader},
-            {
-                "epochs": epochs,
-                "accumulate": self.accumulate,
-                "checkpoint_every_steps": checkpoint_every_steps,
-                "checkpoint_dir (given or not)": folder is not None,
-                "resume": resume,
-            },
-        )
-        self.guards.before_fit(train_loader, val_loader)
-        steps = steps_of_epoch(train_loader, self.accumulate)
-        length = Length(self.schedule_every, steps, epochs, self.accumulate)
-        scheduler = self.updater.scheduler
-        if scheduler is not None and checkpoints is None:
-            length = replace(length, before=steps_taken(scheduler) or 0)
-        self.guards.report(check_duration(scheduler, length))
-        self.stopping = False
-        try:
-            with (
-                held(self.ranks, checkpoints, self._log_folder),
-                logs_saved(self._logger if self.logs else None),
-                mode(self.model, training=True),
-            ):
-                history = Fit(self, train_loader, val_loader, plan).run()
-            taken = None if scheduler is None else steps_taken(scheduler)
-            if length.count is None and taken is not None and not self.stopping:
-                self.guards.report(check_duration(scheduler, length.taken(taken)))
-            return history
-        finally:
-            self.guards.after_fit()
 
     def stop(self) -> None:
         """End the training behind the present epoch; for callbacks."""
@@ -331,20 +288,7 @@ class Trainer:
             OptionError: the loader is a dataset or a tensor.
             TrainingError: the loader is divided among ranks, or the outputs do not fit together.
         """
-        check_loader("loader", loader)
-        if self.ranks.size > 1 and getattr(loader, "shard", None) is not None:
-            raise TrainingError(
-                "predict returns all outputs in the loader's order, and this loader is divided "
-                "among the ranks. Write predict(DataLoader(dataset, ...)) without shard=."
-            )
-        self.guards.report(check_order(loader))
-        found = []
-        with mode(self.model, training=False), torch.inference_mode():
-            for batch in loader:
-                with self.updater.precision.forward_context():
-                    outputs = forward_any(self.model, self.device, batch)
-                found.append(to_device(self.updater.precision.convert_output(outputs), _CPU))
-        return joined(found) if join else found
+        return predict(self, loader, join)
 
     def overfit_one_batch(
         self, loader: Iterable[Any], steps: int = 100, fraction: float = 0.5
@@ -380,7 +324,7 @@ class Trainer:
         """Hand values to the logger, on rank 0."""
         if self.logs:
             named = {prefix + name: value for name, value in values.items()}
-            self._logger.log_metrics(named, step)
+            self.logger.log_metrics(named, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of all but the model: part of a checkpoint."""
@@ -393,6 +337,3 @@ class Trainer:
             StateError: they do not fit.
         """
         load_states(self.updater, self.loss_module, self._callbacks, state, path)
-
-
-_CPU = torch.device("cpu")

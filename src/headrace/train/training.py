@@ -29,6 +29,8 @@ class Training(Protocol):
     schedule_every: Literal["step", "epoch"]
     progress: bool | Literal["auto"]
     stopping: bool
+    logger: Any
+    log_folder: Path | None  # of the logger, where it is ours to hold
     logs: bool  # there is a logger, and this rank hands it values
 
     def call(self, hook: str, *arguments: Any) -> None:
