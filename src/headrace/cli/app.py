@@ -141,6 +141,8 @@ Examples:
 
   [bold]headrace peek corpus.jsonl.gz --rows 10[/]
 
+  [bold]headrace peek sqlite:///train.db --query "SELECT id, x FROM samples"[/]
+
   [bold]headrace peek my_project.data:make_dataset --json[/]
 """
 
@@ -148,9 +150,19 @@ Examples:
 @app.command(epilog=_PEEK_EXAMPLES)
 def peek(  # noqa: PLR0917 - typer's
     source: Annotated[
-        str, typer.Argument(help="A file, a directory, or module:callable that makes a dataset.")
+        str,
+        typer.Argument(
+            help="A file, a directory, an address, or module:callable that makes a dataset."
+        ),
     ],
     target: Annotated[str | None, typer.Option(help="The column to predict (.csv, .tsv).")] = None,
+    query: Annotated[
+        str | None, typer.Option(help="The rows of a database: one SELECT. All are read.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="A unique column of --query: only the rows that are shown are read."),
+    ] = None,
     batch_size: Annotated[int, number_option("Samples in the batch that is made.")] = 32,
     rows: Annotated[int, number_option("How many of the first samples are shown.")] = 5,
     out: Annotated[
@@ -162,12 +174,13 @@ def peek(  # noqa: PLR0917 - typer's
 
     Knows .csv, .tsv, .parquet, .npy, .npz, .safetensors, .tar, .txt and .jsonl files (text and
     tables also .gz and .zst), directories of images by class or of shards, MNIST and CIFAR
-    directories, and datasets of your own.
+    directories, databases (SQLite, PostgreSQL, DuckDB), and datasets of your own.
     """
     with one_line_errors("headrace peek"):
-        from headrace.cli.peek import run_peek
+        from headrace.cli.peek import Asked, run_peek
 
-        run_peek(source, target=target, batch_size=batch_size, rows=rows, out=out, as_json=as_json)
+        asked = Asked(source, target, query, key)
+        run_peek(asked, batch_size=batch_size, rows=rows, out=out, as_json=as_json)
 
 
 _RUN_EXAMPLES = """

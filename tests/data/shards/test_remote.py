@@ -11,7 +11,7 @@ import pytest
 from tests.data.forked import FORK
 
 from headrace import DataLoader
-from headrace.cli.peek.opening import open_source
+from headrace.cli.peek.opening import Asked, open_source
 from headrace.cli.problems import CannotGoOn
 from headrace.data import MDSDataset, ParquetDataset, TarDataset, write_shards
 from headrace.data.shards.index import BESIDE, make_beside
@@ -349,9 +349,9 @@ def test_what_lies_at_an_address_is_found(endpoint, options, monkeypatch, tmp_pa
         "tars/0.tar": TarDataset,
         "mds": MDSDataset,
     }.items():
-        assert type(open_source(f"s3://found/{address}", None).dataset) is kind
+        assert type(open_source(Asked(f"s3://found/{address}")).dataset) is kind
     with pytest.raises(CannotGoOn, match="nothing in the store matches"):
-        open_source("s3://found/none", None)
+        open_source(Asked("s3://found/none"))
 
 
 def test_the_commands_take_addresses(endpoint, options, tmp_path, monkeypatch):

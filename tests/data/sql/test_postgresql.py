@@ -20,6 +20,7 @@ import pytest
 
 from data.sql.server import PASSWORD, QUOTED, USER, Server, programs
 from headrace import DataLoader
+from headrace.cli.app import run
 from headrace.data import ParquetDataset, SQLDataset
 from headrace.errors import ArrayTypeError, OptionError, SourceChangedError, SourceError
 from headrace.testing import assert_exact_resume
@@ -421,3 +422,18 @@ def test_the_user_of_the_address_counts(server: Server) -> None:
     assert len(SQLDataset(other, QUERY)) == 50
     assert len({path.parent for path in kept_entries()}) == 2
     server.sql("DROP OWNED BY other", "DROP USER other")
+
+
+def test_peek_prints_no_password(server: Server, capsys: Any) -> None:
+    arguments = ["peek", server.uri, "--query", QUERY, "--key", "id", "--rows", "2"]
+    assert run([*arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["samples"] == ROWS
+    assert facts["rows"][1] == {"id": -98, "x": 1 / 3, "name": "näme 1"}
+    assert run(["peek", server.uri]) == 2
+    said_too = capsys.readouterr()
+    assert re.search(r"it has .*samples.*; write --query 'SELECT \* FROM", said_too.err)
+    for text in (said.out, said.err, said_too.err):
+        assert QUOTED not in text
+        assert PASSWORD not in text

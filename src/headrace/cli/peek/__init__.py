@@ -5,18 +5,16 @@ from pathlib import Path
 
 from headrace.cli.peek.doubts import doubts_as_facts, heard
 from headrace.cli.peek.looking import look
-from headrace.cli.peek.opening import open_source
+from headrace.cli.peek.opening import Asked, open_source
 from headrace.cli.peek.showing import show
 from headrace.cli.problems import CannotGoOn, WrongUse, need
 from headrace.data import ImageFolder
 
-__all__ = ["run_peek"]
+__all__ = ["Asked", "run_peek"]
 
 
-def run_peek(
-    source: str, *, target: str | None, batch_size: int, rows: int, out: Path | None, as_json: bool
-) -> None:
-    """Open ``source``, make one batch of it, and print what is in it.
+def run_peek(asked: Asked, *, batch_size: int, rows: int, out: Path | None, as_json: bool) -> None:
+    """Open a source, make one batch of it, and print what is in it.
 
     Raises:
         WrongUse: an option, or a source that is not there or of no known kind.
@@ -31,9 +29,9 @@ def run_peek(
         if out.suffix.lower() != ".png" or out.is_dir():
             raise WrongUse(f"--out {out} must be the name of a picture, such as grid.png")
     with heard() as said:
-        opened = open_source(source, target)
+        opened = open_source(asked)
     with heard() as said_later:
-        view = look(source, opened.dataset, batch_size, rows)
+        view = look(opened.shown or asked.source, opened.dataset, batch_size, rows)
     if "doubts" not in view.facts:  # of a CSV file, which has them at hand
         later = [] if isinstance(opened.dataset, ImageFolder) else said_later
         view.facts["doubts"] = doubts_as_facts([*said, *opened.doubts, *later])

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,24 +14,49 @@ from headrace import data
 from headrace.cli.peek.doubts import doubts_of_images
 from headrace.cli.problems import CannotGoOn, WrongUse
 from headrace.data.images.survey import survey
+from headrace.data.sql.address import address_of, is_database
+from headrace.data.sql.statements import quoted
 from headrace.data.stores.remote import Stores, is_remote
 from headrace.errors import (
     HeadraceError,
     MissingColumnError,
     MissingExtraError,
+    OptionError,
     SourceError,
 )
 
 _LOOKED_AT = 10_000  # entries of a directory, to find what is in it
 _BLOCK = 128  # tokens in a sample that is shown
+_NAMED = 10  # tables of a database
+_DATABASES = (".db", ".sqlite", ".sqlite3", ".duckdb")
+_OF_ALL = (
+    "SELECT table_name AS name FROM information_schema.tables WHERE table_schema NOT IN "
+    "('information_schema', 'pg_catalog') ORDER BY 1"
+)
+_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY 1",
+    "duckdb": _OF_ALL,
+    "postgresql": _OF_ALL,
+}
 
 _KINDS = (
     ".csv, .tsv (these two also .gz, .zst, .bz2, .xz), .parquet, .npy, .npz, .safetensors, .tar, "
     ".bin and .idx (a corpus of tokens), "
     ".txt, .jsonl (these two also .gz and .zst), "
     "a directory of Parquet files, of tar or MDS shards, of one directory of images for each "
-    "class, or with MNIST or CIFAR in it, an address (s3://bucket/train), or module:callable"
+    "class, or with MNIST or CIFAR in it, an address (s3://bucket/train), a database with --query, "
+    "or module:callable"
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed: a source, the column to predict, and of a database a query and its key."""
+
+    source: str
+    target: str | None = None
+    query: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,13 +64,14 @@ class Opened:
     """A dataset, and what keeps a loader from reading it as it is, if anything does.
 
     ``options`` are those with which it was opened all the same; ``doubts`` are what was found that
-    a loader would not stop at.
+    a loader would not stop at. ``shown`` is what to call it, where that is not what was typed.
     """
 
     dataset: Any
     problem: str | None = None
     options: str = ""
     doubts: Sequence[str] = ()
+    shown: str = ""
 
 
 def _emnist(root: str) -> Any:
@@ -67,16 +93,23 @@ _IN_DIRECTORIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def open_source(source: str, target: str | None) -> Opened:
+def open_source(asked: Asked) -> Opened:
     """Open the dataset of a path or of ``module:callable``; a table's missing values become NaN.
 
     Raises:
         WrongUse: there is no such thing, or nothing is known of its kind.
         CannotGoOn: it is there and cannot be opened.
     """
+    source, target = asked.source, asked.target
     module, colon, name = source.partition(":")
-    if is_remote(source):
-        opener: Callable[[], Any] = partial(_of_address, source)
+    if is_database(source) or asked.query is not None or source.lower().endswith(_DATABASES):
+        opener: Callable[[], Any] = partial(_of_database, asked)
+    elif "://" in source and not is_remote(source):
+        raise WrongUse(f"{source.partition('://')[0]}:// is of no kind that is known: {_KINDS}")
+    elif asked.key is not None:
+        raise WrongUse("--key is a column of --query, for databases")
+    elif is_remote(source):
+        opener = partial(_of_address, source)
     elif colon and not os.path.exists(source) and module.replace(".", "").isidentifier():
         opener = _of_module(module, name)
     else:
@@ -84,7 +117,7 @@ def open_source(source: str, target: str | None) -> Opened:
     try:
         opened = opener()
         return opened if isinstance(opened, Opened) else Opened(opened)
-    except (MissingColumnError, MissingExtraError) as error:
+    except (MissingColumnError, MissingExtraError, OptionError) as error:
         raise WrongUse(str(error)) from error
     except (HeadraceError, OSError) as error:
         raise CannotGoOn(str(error)) from error
@@ -113,6 +146,25 @@ def _of_module(module: str, name: str) -> Callable[[], Any]:
         return dataset
 
     return make
+
+
+def _of_database(asked: Asked) -> Opened:
+    """Open the rows of a query; without one, say which tables there are."""
+    if asked.target is not None:
+        raise WrongUse("--target is for .csv and .tsv files")
+    try:
+        address = address_of(asked.source)
+    except FileNotFoundError as error:
+        raise WrongUse(f"there is no database {error.filename}") from error
+    if asked.query is None:
+        listed = data.SQLDataset(asked.source, _TABLES[address.kind], cache_dir=False)
+        names = [str(listed[place]["name"]) for place in range(min(len(listed), _NAMED))]
+        more = f" and {len(listed) - _NAMED:,} more" if len(listed) > _NAMED else ""
+        there = f"it has {', '.join(names)}{more}" if names else "it has no tables"
+        what = quoted(names[0]) if names and not names[0].isidentifier() else (names or ["..."])[0]
+        raise WrongUse(f"{address.shown}: {there}; write --query 'SELECT * FROM {what}'")
+    opened = _table(data.SQLDataset, asked.source, query=asked.query, key=asked.key)
+    return replace(opened, shown=address.shown)
 
 
 def _of_address(address: str) -> Any:

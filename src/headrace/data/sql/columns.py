@@ -7,7 +7,7 @@ from typing import Any
 from headrace.data.sql.statements import quoted
 from headrace.data.tables.arrow import Place, column_of
 from headrace.data.tables.nested import Column
-from headrace.data.tables.numbers import texts_as_numbers
+from headrace.data.tables.numbers import numbers_of, texts_as_numbers
 from headrace.errors import ArrayTypeError
 from headrace.extras import import_extra
 
@@ -26,12 +26,14 @@ def column_in(array: Any, field: Any, place: Place) -> Column:
     """
     pa = import_extra("pyarrow", "sql")
     _check(field, place)
+    name = quoted(place.name)
+    remedy = f"Write CAST({name} AS float8) AS {name} in the query, which rounds it."
     if _is_numeric(field.type):
         texts = pa.chunked_array([chunk.storage for chunk in array.chunks], pa.string())
-        name = quoted(place.name)
-        remedy = f"Write CAST({name} AS float8) AS {name} in the query, which rounds it."
         numbers = texts_as_numbers(texts.combine_chunks(), place.fault_at, remedy)
         array = pa.chunked_array([numbers])
+    elif pa.types.is_decimal(field.type):
+        array = pa.chunked_array([numbers_of(array.combine_chunks(), place.fault_at, remedy)])
     return column_of(array, place)
 
 

@@ -27,7 +27,7 @@ class SQLDataset(RowDataset):
 
     Columns are what they are in :class:`ParquetDataset`: numbers and truth values are NumPy
     scalars, texts ``str``, arrays arrays; dates and times are int64, decimals float64, JSON text,
-    a uuid its bytes.
+    a uuid its bytes (DuckDB's is text).
 
     With ``key=``, rows are read when they are asked for, a batch with one query. Row i is that of
     the i-th key in sorted order, whatever the query's ORDER BY. Without it, all rows are read

@@ -21,7 +21,7 @@ _REMEDY = (
 Fault = Callable[[int, str], SourceError]
 
 
-def numbers_of(array: Any, fault: Fault) -> Any:
+def numbers_of(array: Any, fault: Fault, remedy: str = _REMEDY) -> Any:
     """Return an Arrow array of numbers for one that has a plain meaning as such; nulls stay.
 
     A timestamp, a time and a duration are the int64 of their unit, a date the int64 of its days
@@ -30,6 +30,7 @@ def numbers_of(array: Any, fault: Fault) -> Any:
     Args:
         array: of a plain type.
         fault: makes the error for a value, of its place and what is wrong with it.
+        remedy: what to do about a decimal that has too many digits.
 
     Raises:
         SourceError: a decimal with more digits than a float64 holds.
@@ -39,7 +40,7 @@ def numbers_of(array: Any, fault: Fault) -> Any:
     if types.is_null(kind):
         return array.cast(pa.float64())
     if types.is_decimal(kind):
-        return _decimals(array, fault)
+        return _decimals(array, fault, remedy)
     if not is_time(kind):
         return array
     if types.is_date64(kind):
@@ -49,13 +50,13 @@ def numbers_of(array: Any, fault: Fault) -> Any:
     return array.cast(pa.int64())
 
 
-def _decimals(array: Any, fault: Fault) -> Any:
+def _decimals(array: Any, fault: Fault, remedy: str) -> Any:
     pa = import_extra("pyarrow", "tables")
     # By way of text, which is rounded once: Arrow's own cast may be off by the last bit.
     texts = array.cast(pa.string())
     if array.type.precision <= _DIGITS:
         return texts.cast(pa.float64())
-    return texts_as_numbers(texts, fault)
+    return texts_as_numbers(texts, fault, remedy)
 
 
 def texts_as_numbers(texts: Any, fault: Fault, remedy: str = _REMEDY) -> Any:
