@@ -16,6 +16,7 @@ from torch import nn
 
 from headrace import DataLoader, TensorDataset
 from headrace.train import EMA, Callback, Trainer
+from headrace.tune import find_learning_rate
 
 
 class Numbers:
@@ -189,3 +190,22 @@ def threads_at_exit(folder):
     trainer = train_ranks(folder)
     print(torch.distributed.is_initialized(), flush=True)
     return trainer
+
+
+def look_for_a_rate(folder, n, batch_size):
+    """The range test on each rank, and the weights behind it."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, device="cpu", progress=False)
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    size = trainer.ranks.size
+    loader = DataLoader(data, batch_size // size, shuffle=True, seed=0, shard="auto")
+    before = model.weight.detach().clone()
+    found = find_learning_rate(trainer, loader, low=1e-4, high=10.0, steps=30)
+    assert torch.equal(model.weight, before)
+    losses = [row.loss for row in found.rows]
+    name = f"{size}-{trainer.ranks.rank}.json"
+    (Path(folder) / name).write_text(json.dumps(losses))

@@ -118,3 +118,11 @@ def test_the_group_and_its_threads_end_before_python_does(torchrun, tmp_path):
     for one in programs:
         assert one.wait() == 0, one.errors()
         assert one.out.read().splitlines()[-2:] == ["True", "[]"]
+
+
+def test_two_processes_look_for_a_learning_rate_as_one_does(start, torchrun, tmp_path):
+    call = f"look_for_a_rate({str(tmp_path)!r}, 60, 8)"
+    [alone] = results(tmp_path, [start(call)])
+    for ours in results(tmp_path, torchrun(call, 2)):
+        assert len(ours) == len(alone) < 30  # both end early
+        assert close(ours, alone)
