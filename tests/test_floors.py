@@ -28,6 +28,7 @@ FLOORS = [
             "rng",
             "mersenne",
             "memory",
+            "traffic",
             "notices",
             "oom",
             "machine",

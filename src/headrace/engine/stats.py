@@ -7,8 +7,10 @@ import weakref
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from headrace import traffic
 from headrace.engine.doubt import SETTLED
-from headrace.engine.task import SkippedSample
+from headrace.engine.task import Done, SkippedSample
+from headrace.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Statistics:
             some of their parts, and the rest are taken to weigh as much a sample.
         wait_s: seconds that the loop waited inside ``next()`` for a batch to be made.
         fetch_s: seconds spent in making batches, summed over workers.
+        store_bytes: bytes that came from object stores and web servers: ranges, and whole shards
+            to be kept (``cache_bytes=``).
+        store_wait_s: seconds that whoever makes batches waited for them, summed over workers.
+        cache_hits: samples that were read from shards of stores that are kept here.
         restarts: workers that died and were replaced.
         moved: tasks that went from a slow worker to an idle one.
         skipped: samples that raised and were left out, with ``on_error="skip"``.
@@ -47,6 +53,9 @@ class Statistics:
     skipped: int = 0
     skipped_samples: tuple[SkippedSample, ...] = ()
     why: str = ""
+    store_bytes: int = 0
+    store_wait_s: float = 0.0
+    cache_hits: int = 0
 
     def __str__(self) -> str:
         """Return one line: what was handed out, what it took, and who made it."""
@@ -56,6 +65,11 @@ class Statistics:
             f"waited {_time(self.wait_s)}, fetched {_time(self.fetch_s)}",
             _PATHS.get(self.path, "nothing loaded yet"),
         ]
+        if self.store_bytes or self.cache_hits:
+            parts.append(
+                f"{in_units(self.store_bytes)} from stores, waited {_time(self.store_wait_s)} for "
+                f"them, {_counted(self.cache_hits, 'sample')} kept"
+            )
         if self.skipped:
             parts.append(f"{_counted(self.skipped, 'sample')} skipped")
         if self.restarts:
@@ -111,12 +125,21 @@ class Totals:
         self._live = [(o, c) for o, c in self._live if o() is not None and o() is not iterator]
         self._past = [_sum([*self._past, *(c.snapshot() for c in over)])]
         counters = Counters()
+        traffic.forget()
+        # What was fetched beside since is of an earlier epoch, or else of another loader.
+        if self._past[0].store_bytes:
+            counters.add_traffic(traffic.take())
+        else:
+            traffic.take()
         self._live.append((weakref.ref(iterator), counters))
         return counters
 
     def snapshot(self) -> Statistics:
         """Return the sum over all iterators."""
-        total = _sum([*self._past, *(counters.snapshot() for _, counters in self._live)])
+        counters = [counters for _, counters in self._live]
+        if counters and any(one.store_bytes or one.cache_hits for one in counters):
+            counters[-1].add_traffic(traffic.take())
+        total = _sum([*self._past, *(one.snapshot() for one in counters)])
         return replace(total, epochs=self._epochs, why=self.why)
 
 
@@ -155,6 +178,9 @@ class Counters:
         self.skipped = 0
         self.skipped_before = 0  # of the same epoch, before a state was taken
         self.skipped_samples: list[SkippedSample] = []
+        self.store_bytes = 0
+        self.store_wait_s = 0.0
+        self.cache_hits = 0
         self._settled = (0, 0, 0)  # batches, samples and bytes before the present kind of batch
         self._each = (0, 0)
 
@@ -187,6 +213,20 @@ class Counters:
         self.skipped += len(samples)
         self.skipped_samples += samples[: _LISTED - len(self.skipped_samples)]
 
+    def add_made(self, result: Done) -> None:
+        """Count what it took to make a batch elsewhere."""
+        self.fetch_s += result.fetch_s
+        if result.traffic is not None:
+            self.add_traffic(result.traffic)
+            self.add_traffic(traffic.take())  # of what was fetched ahead from here
+
+    def add_traffic(self, read: Traffic | None) -> None:
+        """Count what was read from stores."""
+        if read is not None:
+            self.store_bytes += read.fetched_bytes
+            self.store_wait_s += read.wait_s
+            self.cache_hits += read.hits
+
     def _totals(self) -> tuple[int, int]:
         batches, samples, size_bytes = self._settled
         count = self.batches - batches
@@ -207,4 +247,7 @@ class Counters:
             moved=self.moved,
             skipped=self.skipped,
             skipped_samples=tuple(self.skipped_samples),
+            store_bytes=self.store_bytes,
+            store_wait_s=self.store_wait_s,
+            cache_hits=self.cache_hits,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from headrace.traffic import Traffic
+
 
 class SkippedSample(NamedTuple):
     """A sample that was left out of its batch.
@@ -37,6 +39,7 @@ class Done(NamedTuple):
 
     ``state`` is that of an iterable dataset behind this batch, where it can say it. ``skipped`` are
     the samples that were left out; where no other is left there is no batch, and ``samples`` is 0.
+    ``traffic`` is what was read from stores for it.
     """
 
     step: int
@@ -46,6 +49,7 @@ class Done(NamedTuple):
     fetch_s: float
     state: Any = None
     skipped: tuple[SkippedSample, ...] = ()
+    traffic: Traffic | None = None
 
 
 class Failed(NamedTuple):

@@ -290,3 +290,58 @@ def test_a_full_disk_falls_back_to_ranges_with_one_warning(urls, size, tmp_path)
 
     assert exit_code_of(use) == 0
     assert not kept_in(cache)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_workers": 1}, {"num_workers": 2, "backend": "thread"}],
+    ids=["inline", "process", "threads"],
+)
+def test_statistics_say_what_came_from_the_store_and_what_was_kept(
+    shards,  # noqa: F811
+    urls,
+    size,
+    tmp_path,
+    options,
+):
+    whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
+    files = {"cache_dir": tmp_path / "cache", "cache_bytes": 100 * size, "decode": False}
+    by_ranges = DataLoader(TarDataset(urls, decode=False, cache_dir=False), 4, **options)
+    list(by_ranges)
+    asked = by_ranges.statistics()
+    assert 0 < asked.store_bytes <= whole
+    assert asked.store_wait_s > 0
+    assert asked.cache_hits == 0
+    assert "from stores, waited" in str(asked)
+
+    TarDataset(urls, **files)  # its index is no batch's
+    first = DataLoader(TarDataset(urls, **files), 4, **options)
+    list(first)
+    until(lambda: TarDataset(urls, **files)[0] and len(kept_in(tmp_path / "cache")) == len(urls))
+    second = DataLoader(TarDataset(urls, **files), 4, **options)
+    list(second)
+    kept = second.statistics()
+    assert (kept.store_bytes, kept.cache_hits) == (0, 40)
+    assert kept.store_wait_s == 0
+    list(second)
+    assert second.statistics().cache_hits == 80
+
+
+def test_what_is_fetched_ahead_counts_with_the_loader(shards, urls, size, tmp_path):  # noqa: F811
+    dataset = TarDataset(
+        urls, cache_dir=tmp_path, cache_bytes=100 * size, shuffle_shards=2, decode=False
+    )
+    loader = DataLoader(dataset, 4, shuffle=True, num_workers=1, seed=0)
+    list(loader)
+    before = loader.statistics()
+    assert before.store_bytes
+    until(lambda: [dataset[n] for n in range(40)] and len(kept_in(tmp_path)) == len(urls))
+    assert loader.statistics().store_bytes >= before.store_bytes
+
+
+def test_a_loader_of_other_data_counts_nothing_of_it(urls):
+    TarDataset(urls)[0]
+    loader = DataLoader(list(range(10)), 2)
+    for _ in loader:
+        TarDataset(urls)[0]
+    assert "stores" not in str(DataLoader(list(range(10)), 2).statistics())

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from headrace import traffic
 from headrace.data.compose import Source, place_of
 from headrace.data.shards.index import CacheDir
 from headrace.data.shards.places import File, Place
-from headrace.data.stores.kept import Kept
+from headrace.data.stores.kept import Kept, KeptFile
 from headrace.data.stores.remote import RemoteFile, Stores, shown
 from headrace.errors import OptionError, TruncatedFileError
 from headrace.machine import is_out_of_files, open_files_limit
@@ -190,13 +191,16 @@ class ShardedDataset(Source):
             number = bisect_right(self._ends, place)
             places.append((number, place - (self._ends[number - 1] if number else 0)))
         fetched = self._fetched(places) if self._in_stores else {}
-        samples = []
+        samples, hits = [], 0
         for number, row in places:
             shard = self._open.get(number) if number in checked else None
             if shard is None:
                 shard = self._shard(number)
                 checked.add(number)
             samples.append(self._sample(shard, row, fetched))
+            hits += isinstance(shard.file, KeptFile)
+        if hits:
+            traffic.add(hits=hits)
         return samples
 
     def _fetched(self, places: Sequence[tuple[int, int]]) -> Fetched:

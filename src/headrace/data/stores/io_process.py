@@ -1,7 +1,8 @@
 """The process that reads object stores for another one: requests on stdin, answers on stdout.
 
 It is a program by itself, which imports nothing of headrace and none of torch, so that it starts in
-a tenth of a second. Why there is such a process: see ``remote.py``.
+a tenth of a second. Why there is such a process: see ``remote.py``. Its argument is the descriptor
+of a file, in which it counts the bytes of the shards that it fetches whole.
 
 A request is 4 bytes of length and a JSON object: ``{"do": "read", "options": {...}, "spans":
 [[address, etag, size, first, last], ...]}``, or "head", "list", "fetch", "put" (its bytes follow).
@@ -11,9 +12,12 @@ of stdin ends the process.
 
 import fcntl
 import json
+import mmap
 import os
 import random
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +210,9 @@ class _Keeper:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: set[str] = set()
         self._problem = ""
+        self.counter: Any = None  # of the bytes that were fetched, which the other process reads
+        self._counted = 0
+        self._counting = threading.Lock()
 
     def fetch(self, request: dict[str, Any], options: dict[str, Any]) -> str:
         """Begin to fetch a shard; return what went wrong with the last one, "" for nothing."""
@@ -266,6 +273,10 @@ class _Keeper:
         last = min(first + _PIECE_BYTES, request["size"])
         span = [request["address"], request["etag"], request["size"], first, last]
         data = memoryview(_read(span, options))
+        if self.counter is not None:
+            with self._counting:
+                self._counted += len(data)
+                struct.pack_into("<q", self.counter, 0, self._counted)
         while data:
             data = data[os.pwrite(descriptor, data, last - len(data)) :]
 
@@ -336,4 +347,5 @@ _keeper = _Keeper()
 
 
 if __name__ == "__main__":
+    _keeper.counter = mmap.mmap(int(sys.argv[1]), mmap.PAGESIZE)
     _serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import atexit
 import json
+import mmap
 import os
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from headrace import traffic
 from headrace.data.files import Stamp
 from headrace.errors import SourceChangedError, SourceError
 from headrace.extras import import_extra
@@ -129,7 +134,9 @@ class Stores:
         return found
 
     def _ask(self, request: dict[str, Any], data: bytes = b"") -> tuple[Any, list[bytes]]:
+        began = time.perf_counter()
         answer, parts = _Beside.of_this_process().ask({**request, "options": self._options}, data)
+        traffic.add(sum(map(len, parts)), wait_s=time.perf_counter() - began)
         if "error" in answer:
             raise self._error(answer)
         return answer["ok"], parts
@@ -233,12 +240,26 @@ class _Beside:
 
     def __init__(self) -> None:
         import_extra("obstore", "remote")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is the user's process's business
-        )
+        with _memory_file() as counter:
+            counter.truncate(mmap.PAGESIZE)
+            self._counter = mmap.mmap(counter.fileno(), mmap.PAGESIZE)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM), str(counter.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[counter.fileno()],
+                start_new_session=True,  # Ctrl-C is the user's process's business
+            )
+        self._counted = 0
+        self._counting = threading.Lock()
+        traffic.count_beside(self._kept_bytes)
+
+    def _kept_bytes(self) -> int:
+        """Return the bytes of the shards that were fetched to be kept since it was last asked."""
+        with self._counting:
+            before = self._counted
+            (self._counted,) = struct.unpack_from("<q", self._counter)
+            return self._counted - before
 
     def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[bytes]]:
         """Return the answer to a request, and the bytes that come with it."""
@@ -281,11 +302,19 @@ class _Beside:
         self._process.returncode = 0  # nobody waits for it here
 
 
+def _memory_file() -> IO[bytes]:
+    """Return a file without a name, in memory where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("headrace"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 def _in_child() -> None:
     _Beside.lock = threading.RLock()
     if _Beside.ours is not None:
         _Beside.ours.leave()
     _Beside.ours = None
+    traffic.count_beside(None)
 
 
 def _at_exit() -> None:

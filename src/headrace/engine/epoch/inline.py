@@ -15,6 +15,7 @@ from headrace.engine.making.fetch import Fetcher
 from headrace.engine.order.order import Tasks
 from headrace.engine.stats import Counters
 from headrace.engine.task import Done, Exhausted, Failed, Result, SkippedSample
+from headrace.traffic import here, take
 
 _LEFT = Done(0, None, 0, 0, 0.0)  # what the books hear of a batch that has nothing to say
 
@@ -67,6 +68,8 @@ class Inline:
             took = counters.clock() - started
             counters.fetch_s += took
             counters.wait_s += took
+            if here.traffic is not None:
+                counters.add_traffic(take())
             if policy.on_stream is not None or policy.on_step is not None:
                 state = self._fetcher.state
                 left = _LEFT if state is None else Done(step, None, samples, 0, 0.0, state)

@@ -97,7 +97,7 @@ class Window:
                 raise error
             finally:
                 del error  # the traceback holds this frame: no circle through it
-        self._counters.fetch_s += result.fetch_s
+        self._counters.add_made(result)
         return result
 
     def _count_skipped(self, result: Done) -> None:

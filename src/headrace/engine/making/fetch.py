@@ -16,6 +16,7 @@ from typing import Any
 
 from torch.utils.data import default_collate as torch_default_collate
 
+from headrace import traffic
 from headrace.collate.stack import default_collate
 from headrace.engine.lease import Pool
 from headrace.engine.making.gather import BlockGather
@@ -118,7 +119,8 @@ class Fetcher:
         batch, samples = made
         took = time.perf_counter() - started
         weight = self.weigh(batch, samples)
-        return Done(task.step, batch, samples, weight, took, self.state, tuple(self.skipped))
+        left_out, read = tuple(self.skipped), traffic.take()
+        return Done(task.step, batch, samples, weight, took, self.state, left_out, read)
 
     def make(self, indices: Any, seed: int) -> tuple[Any, int] | None:
         """Return the batch of a task and its samples, None at the end of an iterable dataset.
