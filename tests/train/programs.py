@@ -101,14 +101,14 @@ def train_long(folder, kind, epochs=30):
     trainer.fit(make_loader(kind), None, epochs, folder, checkpoint_every_steps=1)
 
 
-def train_ranks(folder, sigterm_at=None, stop_at=None):
+def train_ranks(folder, sigterm_at=None, stop_at=None, **options):
     """As ``train``, in several processes: dropout and noise are other ones on each rank."""
     trainer = make_trainer(28, callbacks=[Say(sigterm_at, stop_at)])
     torch.manual_seed(trainer.ranks.rank)
     torch.set_num_threads(1)
     loader = DataLoader(Numbers(), batch_size=4, shuffle=True, shard="auto")
     validation = DataLoader(Numbers(7), batch_size=3, shard="auto")
-    trainer.fit(loader, validation, 4, folder, checkpoint_every_steps=1)
+    trainer.fit(loader, validation, 4, folder, checkpoint_every_steps=1, **options)
     return trainer
 
 

@@ -3,11 +3,12 @@
 ::
 
     checkpoints/
+    ├── best -> step-00000800-epoch-002    where the best are kept
     └── step-00001200-epoch-003/
         ├── model.safetensors    the model's state dict, for any program that reads safetensors
         ├── state.safetensors    the tensors of everything else: optimizer, random states
         ├── state.json           all that is not a tensor
-        └── checksums.json       of the three others, and which run wrote them
+        └── checksums.json       of the three others, which run wrote them, values of the epoch
 
 A checkpoint is written under another name, flushed to the disk and renamed: who is killed at any
 moment leaves the one before. One whose checksums do not fit is passed over.
@@ -20,12 +21,13 @@ damaged ones may lie before it: so one that is behind, whatever became of its lo
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ import torch
 from headrace.errors import InUseError, StateError
 from headrace.extras import import_extra
 from headrace.locks import Lock, take
+from headrace.train.best import Best
 from headrace.train.storable import TensorStore, decode, encode
 from headrace.written import told
 
@@ -42,6 +45,7 @@ _VERSION = 1
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _UNFINISHED = ".unfinished-"
 _FILES = ("model.safetensors", "state.safetensors", "state.json")
+BEST = "best"  # a link to the best checkpoint
 LOCK = "writer.lock"  # in every folder that a training writes to
 
 
@@ -51,12 +55,14 @@ class Checkpoints:
     Args:
         folder: made if it is not there.
         keep: how many of the run to keep.
+        best: how many more, by a metric.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], keep: int, best: Best | None = None) -> None:
         self.folder = Path(os.path.abspath(folder))  # the same one if the program changes directory
         self.run = os.urandom(8).hex()
         self._keep = keep
+        self._best = best
         self._lock: Lock | None = None
 
     def names(self) -> list[str]:
@@ -128,7 +134,14 @@ class Checkpoints:
             self.run = run_of(self.folder / name) or self.run
         return name
 
-    def save(self, step: int, epoch: int, model: dict[str, Any], state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        epoch: int,
+        model: dict[str, Any],
+        state: dict[str, Any],
+        values: Mapping[str, float] | None = None,
+    ) -> Path:
         """Write a checkpoint and forget those of this run that are too old.
 
         Args:
@@ -136,6 +149,7 @@ class Checkpoints:
             epoch: epochs done.
             model: the model's state dict.
             state: everything else, nested.
+            values: of the epoch that has just ended.
 
         Returns:
             where it lies.
@@ -153,7 +167,7 @@ class Checkpoints:
             try:
                 with told(path, lambda: f"the checkpoint was not written; {self._whole()}"):
                     new.mkdir()
-                    _write(new, model, state, self.run)
+                    _write(new, model, state, {"run": self.run, "values": _finite(values or {})})
                     for other in damaged:  # put aside: nobody knows whose they are
                         aside = f"damaged-{os.urandom(4).hex()}-{other.name}"
                         os.replace(other, self.folder / aside)
@@ -169,8 +183,31 @@ class Checkpoints:
     def forget_before(self, name: str) -> None:
         """Remove the run's checkpoints that are too old, counted back from one that is whole."""
         own = [other for other in self._own() if _place_of(other) <= _place_of(name)]
+        best = self._best.of(self._values(own)) if self._best is not None else []
+        if best:
+            self._point_to(best[0])
         for old in own[: -self._keep]:
-            self._remove(self.folder / old)
+            if old not in best:
+                self._remove(self.folder / old)
+
+    def is_best(self, values: Mapping[str, float]) -> bool:
+        """Say whether an epoch of these values belongs to the best of the run."""
+        if self._best is None:
+            return False
+        return "now" in self._best.of({**self._values(self._own()), "now": values})
+
+    def _values(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
+        return {name: values_of(self.folder / name) for name in names}
+
+    def _point_to(self, name: str) -> None:
+        """Have the link ``best`` lead to a checkpoint; leave alone what is no such link."""
+        link = self.folder / BEST
+        if os.path.lexists(link) and not _is_ours(link):
+            return
+        new = self.folder / f"{_UNFINISHED}{os.urandom(4).hex()}-{BEST}"
+        with suppress(OSError):  # a file system without links has the checkpoints themselves
+            new.symlink_to(name, target_is_directory=True)
+            os.replace(new, link)
 
     def _not_before(self, name: str) -> list[Path]:
         """Return the damaged checkpoints that do not come before one.
@@ -215,6 +252,8 @@ class Checkpoints:
         try:
             with self.held():
                 for path in self.folder.glob(f"{_UNFINISHED}*"):
+                    if path.is_symlink():
+                        path.unlink()
                     shutil.rmtree(path, ignore_errors=True)
         except InUseError:
             return  # they may be of a program that lives
@@ -224,18 +263,39 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         # Renamed first: killed while it removes the files, it leaves nothing that looks damaged.
+        link = self.folder / BEST
+        if _is_ours(link) and os.readlink(link) == path.name:
+            link.unlink()
         doomed = self._unfinished(path.name)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _is_ours(link: Path) -> bool:
+    return link.is_symlink() and _NAME.fullmatch(os.readlink(link)) is not None
+
+
 def run_of(path: Path) -> str | None:
     """Return the identity of the run that wrote a checkpoint; None where it does not say."""
+    found = _noted(path, "run")
+    return found if isinstance(found, str) else None
+
+
+def values_of(path: Path) -> dict[str, float]:
+    """Return the values of the epoch behind which a checkpoint was written, where it was."""
+    found = _noted(path, "values")
+    return found if isinstance(found, dict) else {}
+
+
+def _noted(path: Path, what: str) -> Any:
     try:
-        found = json.loads((path / "checksums.json").read_text(encoding="utf-8"))["run"]
+        return json.loads((path / "checksums.json").read_text(encoding="utf-8"))[what]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _place_of(name: str) -> tuple[int, int]:
@@ -285,7 +345,9 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def _write(folder: Path, model: dict[str, Any], state: dict[str, Any], run: str) -> None:
+def _write(
+    folder: Path, model: dict[str, Any], state: dict[str, Any], notes: dict[str, Any]
+) -> None:
     safetensors = import_extra("safetensors.torch", "train")
     weights, rest = TensorStore(), TensorStore()
     document = {
@@ -299,7 +361,7 @@ def _write(folder: Path, model: dict[str, Any], state: dict[str, Any], run: str)
     safetensors.save_file(weights.tensors, folder / "model.safetensors")
     safetensors.save_file(rest.tensors, folder / "state.safetensors")
     (folder / "state.json").write_text(text, encoding="utf-8")
-    sums = {"run": run, **{name: _checksum(folder / name) for name in _FILES}}
+    sums = {**notes, **{name: _checksum(folder / name) for name in _FILES}}
     (folder / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
     for name in (*_FILES, "checksums.json"):
         _flush(folder / name)

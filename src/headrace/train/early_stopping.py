@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from headrace.errors import OptionError, TrainingError
+from headrace.errors import OptionError
+from headrace.train.best import Mode, sign_of, value_of
 from headrace.train.names import names_for, own_names
 from headrace.train.trainer import Callback, Trainer
-
-Mode = Literal["auto", "min", "max"]
-
-_SMALLER_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "perplexity", "deviance")
-_LARGER_IS_BETTER = ("accuracy", "acc", "auc", "auroc", "f1", "precision", "recall", "iou", "r2")
 
 
 class EarlyStopping(Callback):
@@ -57,7 +53,8 @@ class EarlyStopping(Callback):
         self.patience = patience
         self.min_delta = float(min_delta)
         self.restore_best = restore_best
-        self._sign = _sign_of(metric, mode)
+        line = f"EarlyStopping({metric!r}, mode='max'), or mode='min'"
+        self._sign = sign_of(metric, mode, "mode", line)
         self._loaded = False
         self._begin()
 
@@ -75,13 +72,8 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, values: dict[str, float]) -> None:
         """Look whether the epoch was better than the best; stop if none was for too long."""
-        if self.metric not in values:
-            raise TrainingError(
-                f"EarlyStopping watches {self.metric!r}, and an epoch has "
-                f"{', '.join(map(repr, values))}. Write EarlyStopping(metric=...) with one of "
-                f"these, or give fit a val_loader or Trainer metrics=."
-            )
-        value = values[self.metric]
+        line = "EarlyStopping(metric=...)"
+        value = value_of(self.metric, values, "EarlyStopping watches", line)
         if self._is_better(value):
             self.best, self.best_epoch, self._waited = value, epoch, 0
             if self.restore_best:
@@ -123,18 +115,3 @@ class EarlyStopping(Callback):
             self._waited = state["waited"]
             self._weights = state["weights"] if self.restore_best else None
         self._loaded = True
-
-
-def _sign_of(metric: str, mode: Mode) -> int:
-    if mode in ("min", "max"):
-        return 1 if mode == "max" else -1
-    if mode != "auto":
-        raise OptionError(f"mode={mode!r}: write mode='min', 'max' or 'auto'.")
-    words = metric.lower().replace("-", "_").split("_")
-    for sign, known in ((-1, _SMALLER_IS_BETTER), (1, _LARGER_IS_BETTER)):
-        if any(word in known for word in words):
-            return sign
-    raise OptionError(
-        f"whether more of {metric!r} is better cannot be told by its name. Write "
-        f"EarlyStopping({metric!r}, mode='max'), or mode='min'."
-    )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.errors import OptionError
+from headrace.train.best import Best
 from headrace.train.checkpoint import Checkpoints
 from headrace.train.checks import check_again, check_loader, count
 from headrace.train.evaluation import mode
@@ -30,6 +31,7 @@ def fit(
     checkpoint_every_steps: int | None,
     checkpoint_every_s: float | None,
     keep: int,
+    best: Best | None,
 ) -> History:
     """Train, and validate after each epoch; see the Trainer's method."""
     if resume not in ("auto", "never"):
@@ -40,8 +42,15 @@ def fit(
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         check_loader(name, loader)
         check_again(name, loader, epochs)
-    checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep))
-    plan = Plan(epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s)
+    checkpoints = None if folder is None else Checkpoints(folder, count("keep", keep), best)
+    if best is not None and folder is None:
+        raise OptionError(
+            f"keep_best={best.count} checkpoints, and there is no folder for them. Write "
+            f"fit(..., checkpoint_dir='run', keep_best={best.count})."
+        )
+    plan = Plan(
+        epochs, checkpoints, resume == "auto", checkpoint_every_steps, checkpoint_every_s, best
+    )
     trainer.ranks.check_alike(
         {"train_loader": train_loader, "val_loader": val_loader},
         {
@@ -50,6 +59,7 @@ def fit(
             "checkpoint_every_steps": checkpoint_every_steps,
             "checkpoint_dir (given or not)": folder is not None,
             "resume": resume,
+            "keep_best and best_by": best and [best.count, best.metric, best.sign],
         },
     )
     trainer.guards.before_fit(train_loader, val_loader)

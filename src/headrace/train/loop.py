@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from headrace.errors import HeadraceError, StateError, TrainingError
 from headrace.sized import length_of
 from headrace.train.batch import check_weight
+from headrace.train.best import value_of
 from headrace.train.checkpoint import load, step_of
 from headrace.train.checks import no_batch
 from headrace.train.feed import Feed, load_into
@@ -92,6 +93,7 @@ class Fit:
         self.save_later = False  # behind the validation, for the loader is at its end
         self.saved_at = time.monotonic()
         self.saved_as: tuple[int, int] | None = None
+        self.values: dict[str, float] = {}  # of the epoch that has just been validated
         self.rates: dict[str, float] = {}  # of the last step, where they are logged
 
     def run(self) -> History:
@@ -125,6 +127,7 @@ class Fit:
     def _epoch(self) -> None:
         trainer, position = self.trainer, self.position
         epoch, started = position.epoch, time.perf_counter()
+        self.values = {}
         trainer.call("on_epoch_start", epoch)
         self.progress.begin_epoch(epoch, steps_of_epoch(self.feed.train_loader, trainer.accumulate))
         self._train(epoch)
@@ -136,9 +139,20 @@ class Fit:
             self._validate(epoch, values)
         trainer.stopping = self.ranks.sum([trainer.stopping])[0] > 0  # AGREE
         self.position.stopped_of = self.plan.epochs if trainer.stopping else 0
-        if self.save_later or (self.plan.every_steps is None and self.plan.every_s is None):
+        self.values = values
+        often = self.plan.every_steps is not None or self.plan.every_s is not None
+        if self._is_best() or self.save_later or not often:
             self._save()
         self._leave_if(self.ranks.sum([self.sigterm.came])[0] > 0)  # AGREE
+
+    def _is_best(self) -> bool:
+        """Say whether the epoch belongs to the best ones, of which there is a checkpoint each."""
+        checkpoints, best = self.plan.checkpoints, self.plan.best
+        if checkpoints is None or best is None:
+            return False
+        value_of(best.metric, self.values, "keep_best goes by", "fit(..., best_by=...)")
+        found = self.ranks.rank == 0 and checkpoints.is_best(self.values)
+        return self.ranks.sum([found])[0] > 0  # AGREE
 
     @contextmanager
     def _evaluation_weights(self) -> Iterator[None]:
@@ -295,7 +309,7 @@ class Fit:
             state["history"] = self.history.state_dict()
             model = own_names(self.updater.model.state_dict())
             try:
-                path = checkpoints.save(position.step, position.epoch, model, state)
+                path = checkpoints.save(position.step, position.epoch, model, state, self.values)
             except (OSError, HeadraceError) as error:
                 problem = error
             else:

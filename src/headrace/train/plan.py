@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.train.best import Best
 from headrace.train.checkpoint import Checkpoints
 
 
@@ -16,3 +17,4 @@ class Plan:
     resume: bool
     every_steps: int | None
     every_s: float | None
+    best: Best | None = None  # of which checkpoints are written and kept, whatever else is

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from headrace.errors import OptionError
 from headrace.spelling import suggests_names
 from headrace.train.batch import OwnWeight, Weight, forward_any, weight_of
+from headrace.train.best import Mode, best_wanted
 from headrace.train.checks import (
     check_callbacks,
     check_class_weights,
@@ -212,6 +213,9 @@ class Trainer:
         checkpoint_every_steps: int | None = None,
         checkpoint_every_s: float | None = None,
         keep: int = 3,
+        keep_best: int = 0,
+        best_by: str = "val_loss",
+        best_mode: Mode = "auto",
     ) -> History:
         """Train, and validate after each epoch.
 
@@ -226,6 +230,9 @@ class Trainer:
                 after each epoch.
             checkpoint_every_s: the same in seconds.
             keep: how many of them to keep; others than this run's own are never removed.
+            keep_best: how many more to keep, of the epochs that were best.
+            best_by: the value of an epoch that says so: "val_loss", "val_accuracy", "loss".
+            best_mode: "min", if less of it is better, or "max"; "auto" tells by the name.
 
         Returns:
             the losses of all steps, and the values of all epochs.
@@ -248,6 +255,7 @@ class Trainer:
             checkpoint_every_steps=checkpoint_every_steps,
             checkpoint_every_s=checkpoint_every_s,
             keep=keep,
+            best=best_wanted(keep_best, best_by, best_mode),
         )
 
     def stop(self) -> None:
