@@ -1,8 +1,9 @@
 """Why a program waits for its batches: one cause, with the numbers that say so.
 
 Looked for in this order, since each hides those behind it: whether it waits at all, the start of
-workers, a few batches that take much longer than the others, memory that is asked for again and
-again, more workers than cores; else the longest part of making a batch.
+workers, memory that is asked for again and again (the kernel looks for some now and then, and a few
+batches take long by that), a few batches that take much longer than the others, more workers than
+cores; else the longest part of making a batch.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _not_the_data(begin: str, share: float, loader: Watched) -> Finding:
 
 def _cause(loader: Watched, cores: float) -> tuple[str, str]:
     parts = parts_of(loader)
-    for looked_for in (_start, _imbalance, _memory):
+    for looked_for in (_start, _memory, _imbalance):
         why = looked_for(loader)
         if why:
             return looked_for.__name__[1:], why
