@@ -287,7 +287,7 @@ class DataLoader(torch_data.DataLoader[_T_co], metaclass=LoaderType):
             self.__dict__["_iterator"] = None
 
     def _generators(self) -> list[Any]:
-        return generators_of(self._index_sampler, self.generator)
+        return generators_of(self._index_sampler, self.generator, self.seed)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch, for this rank if the loader is sharded."""

@@ -18,6 +18,24 @@ def shuffled(n=20, batch_size=4, **options):
     return DataLoader(range(n), batch_size=batch_size, shuffle=True, **options)
 
 
+def numbers(samples):
+    return torch.tensor([sample["number"] for sample in samples])
+
+
+SEEDED = {
+    "shuffled": lambda: shuffled(seed=3),
+    "in order": lambda: DataLoader(range(20), batch_size=4, seed=3),
+    "sampler with torch's": lambda: DataLoader(
+        range(20), 4, seed=3, sampler=RandomSampler(range(20), generator=torch.default_generator)
+    ),
+    "custom sampler": lambda: DataLoader(range(20), batch_size=4, seed=3, sampler=Eager(20)),
+    "one that knows its place": lambda: DataLoader(
+        range(20), batch_size=4, seed=3, sampler=Stateful(20)
+    ),
+    "stream": lambda: DataLoader(loaders.Stream(20), 4, seed=3, collate_fn=numbers),
+}
+
+
 def values(loader):
     return [batch.tolist() for batch in loader]
 
@@ -229,6 +247,26 @@ class TestLoading:
         again.load_state_dict(state)
         values(again)
         assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("order", SEEDED)
+    @pytest.mark.parametrize("steps", [None, 0, 2, 5, "an epoch"])
+    @pytest.mark.filterwarnings("ignore:Stream has no state")
+    def test_leaves_the_global_generator_alone_with_a_seed(self, order, steps):
+        """It is the program's: another loader, and a dropout, are drawing from it."""
+        torch.manual_seed(7)
+        loader = SEEDED[order]()
+        if steps == "an epoch":
+            values(loader)
+        state = through_json(loader) if steps in (None, "an epoch") else stopped(loader, steps)
+        whole = values(SEEDED[order]())
+        torch.manual_seed(8)
+        before = torch.get_rng_state()
+        again = SEEDED[order]()
+        again.load_state_dict(state)
+        left = values(again)
+        assert torch.equal(torch.get_rng_state(), before)
+        if type(steps) is int:
+            assert left == whole[steps:]
 
     def test_survives_a_fork(self):
         loader = shuffled()

@@ -201,7 +201,7 @@ def test_the_global_generators_are_not_a_sampler_s(held):
     stands.shuffle(wanted)
     assert batches(loader) == [[number] for number in wanted]
     assert held.random() == stands.random()
-    assert loader._generators() == [torch.default_generator]
+    assert loader._generators() == []
 
 
 def test_a_state_of_another_kind_of_generator_is_refused():

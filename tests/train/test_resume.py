@@ -1,6 +1,7 @@
 """Stopped behind any step, a training goes on to the same bit: each kind of loader, each place."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,12 +25,20 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
-def run(folder, kind, stop=0):
+VALIDATIONS = {
+    "unseeded": partial(DataLoader, seed=None),
+    "seeded": partial(DataLoader, seed=1),
+    "shuffled": partial(DataLoader, seed=1, shuffle=True),
+    "torch": torch.utils.data.DataLoader,
+}
+
+
+def run(folder, kind, stop=0, validation="unseeded"):
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     trainer = make_trainer(14, accumulate=2, callbacks=[Stop(stop)])
-    validation = DataLoader(Numbers(7), batch_size=3)
+    validation = VALIDATIONS[validation](Numbers(7), batch_size=3)
     try:
         history = trainer.fit(
             make_loader(kind), validation, 2, folder, checkpoint_every_steps=1, keep=1
@@ -48,3 +57,16 @@ def test_any_step_may_be_the_last(tmp_path, kind):
         assert run(folder, kind, stop) is None
         torch.manual_seed(99)
         assert run(folder, kind) == whole
+
+
+@pytest.mark.parametrize("validation", sorted(set(VALIDATIONS) - {"unseeded"}))
+@pytest.mark.parametrize("kind", ["headrace", "seeded"])
+@pytest.mark.filterwarnings("ignore:the validation loader shuffles")
+def test_a_validation_leaves_the_random_numbers_of_the_model_alone(tmp_path, kind, validation):
+    """The model has a dropout: what a validation changed shows in the epoch behind it."""
+    whole = run(tmp_path / "whole", kind, validation=validation)
+    for stop in (5, 7, "validated", 9):
+        folder = tmp_path / str(stop)
+        assert run(folder, kind, stop, validation) is None
+        torch.manual_seed(99)
+        assert run(folder, kind, validation=validation) == whole

@@ -47,4 +47,4 @@ class Options:
     @property
     def generators(self) -> list[Generator]:
         """Return the generators that the epoch draws from: the loader's first."""
-        return generators_of(self.index_sampler, self.generator)
+        return generators_of(self.index_sampler, self.generator, self.seed)

@@ -74,6 +74,8 @@ def check(
     if state["status"] not in (FRESH, RUNNING, FINISHED):
         raise _damaged(f"'status' is {state['status']!r}")
     _check_counts(state)
+    if len(state["generators"]) != len(generators):  # a seed draws from none of torch's
+        _compare_seeds(state, shape)
     _check_generators(state["generators"], generators)
     _check_others(state)
     kept = None
@@ -133,9 +135,7 @@ def _check_running(
 ) -> int | None:
     _compare("dataset_length", state, shape.dataset_length, "the same dataset")
     _compare("sampler", state, shape.sampler, "the same kind of sampler and shuffle=")
-    _compare(
-        "seeded_by", state, shape.seeded_by, "the same seed= and shard= (one process is (0, 1))"
-    )
+    _compare_seeds(state, shape)
     _check_seeds(state, shape)
     if shape.workers is None:
         compare_facts(state["order"], facts_of(shape.index_sampler), shape.sampler)
@@ -153,6 +153,12 @@ def _check_running(
         raise _damaged("'generators_at_start' is missing")
     _check_generators(state["generators_at_start"], generators)
     return kept
+
+
+def _compare_seeds(state: dict[str, Any], shape: Shape) -> None:
+    _compare(
+        "seeded_by", state, shape.seeded_by, "the same seed= and shard= (one process is (0, 1))"
+    )
 
 
 def _check_seeds(state: dict[str, Any], shape: Shape) -> None:

@@ -20,11 +20,14 @@ _DRAW_NOTHING = (SequentialSampler, DistributedSampler)
 _FEW = 100  # samplers that one goes through; longer lists hold indices
 
 
-def generators_of(index_sampler: Any, own: torch.Generator | None) -> list[Generator]:
+def generators_of(
+    index_sampler: Any, own: torch.Generator | None, seed: int | None
+) -> list[Generator]:
     """Return the generators that a loader draws from: its own or torch's, and its samplers'.
 
     A sampler's are those that it holds, whatever it calls them, and those of the samplers that it
-    holds in turn: accelerate's and users' own go through another one.
+    holds in turn: accelerate's and users' own go through another one. Orders that follow from a
+    seed leave torch's alone (:func:`with_seed`): it is the program's, and no state puts it back.
     """
     default = torch.default_generator
     generators: list[Generator] = [default if own is None else own]
@@ -33,7 +36,10 @@ def generators_of(index_sampler: Any, own: torch.Generator | None) -> list[Gener
         from_torchs = not isinstance(sampler, _DRAW_NOTHING) and type(sampler) is not BatchSampler
         of_torchs = any(isinstance(one, torch.Generator) for one in held)
         found += held if of_torchs or not from_torchs else [*held, default]
-    return generators + [g for g in dict.fromkeys(found) if g is not generators[0]]
+    drawn_from = dict.fromkeys(generators + found)
+    if seed is not None:
+        drawn_from.pop(default, None)
+    return list(drawn_from)
 
 
 _Held: TypeAlias = dict[int, tuple[Any, list[Generator]]]
@@ -164,12 +170,13 @@ def load_at_end(index_sampler: Any, state: Any, generators: Sequence[Generator])
     """
     sampler = stateful(index_sampler)
     load_sampler(sampler, state)
-    before = [generator.get_state() for generator in generators]
+    everyones: list[Generator] = [torch.default_generator]
+    before = [(one, one.get_state()) for one in dict.fromkeys(everyones + list(generators))]
     nothing = object()
     try:
         left = next(iter(index_sampler), nothing)
     finally:
-        for generator, generator_state in zip(generators, before, strict=True):
+        for generator, generator_state in before:
             generator.set_state(generator_state)
     if left is not nothing:
         load_sampler(sampler, state)
