@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+from headrace.memory import current
+
 
 class Traffic(NamedTuple):
     """Bytes that came from stores, samples whose shard was kept here, seconds of waiting."""
@@ -26,7 +28,9 @@ _beside: Callable[[], int] | None = None
 
 
 def add(fetched_bytes: int = 0, hits: int = 0, wait_s: float = 0.0) -> None:
-    """Count what this thread has read."""
+    """Count what this thread has read for the batch that it makes; else it is no loader's."""
+    if current.lender is None:
+        return
     before = here.traffic or Traffic()
     here.traffic = Traffic(
         before.fetched_bytes + fetched_bytes, before.hits + hits, before.wait_s + wait_s
@@ -39,16 +43,15 @@ def count_beside(taken: Callable[[], int] | None) -> None:
     _beside = taken
 
 
-def forget() -> None:
-    """Leave out what this thread has read until now: no batch is made of it."""
-    here.traffic = None
+def beside() -> int:
+    """Return the bytes that were fetched beside this process since it was asked."""
+    return 0 if _beside is None else _beside()
 
 
 def take() -> Traffic | None:
     """Return what was read here since it was taken, None for nothing."""
-    found = here.traffic
-    if _beside is not None and (fetched := _beside()):
+    found, here.traffic = here.traffic, None
+    if fetched := beside():
         found = found or Traffic()
         found = found._replace(fetched_bytes=found.fetched_bytes + fetched)
-    here.traffic = None
     return found

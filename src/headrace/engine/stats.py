@@ -125,12 +125,9 @@ class Totals:
         self._live = [(o, c) for o, c in self._live if o() is not None and o() is not iterator]
         self._past = [_sum([*self._past, *(c.snapshot() for c in over)])]
         counters = Counters()
-        traffic.forget()
-        # What was fetched beside since is of an earlier epoch, or else of another loader.
+        fetched = traffic.beside()  # of an earlier epoch, or else of another loader
         if self._past[0].store_bytes:
-            counters.add_traffic(traffic.take())
-        else:
-            traffic.take()
+            counters.store_bytes += fetched
         self._live.append((weakref.ref(iterator), counters))
         return counters
 
@@ -138,7 +135,7 @@ class Totals:
         """Return the sum over all iterators."""
         counters = [counters for _, counters in self._live]
         if counters and any(one.store_bytes or one.cache_hits for one in counters):
-            counters[-1].add_traffic(traffic.take())
+            counters[-1].store_bytes += traffic.beside()
         total = _sum([*self._past, *(one.snapshot() for one in counters)])
         return replace(total, epochs=self._epochs, why=self.why)
 
@@ -218,7 +215,7 @@ class Counters:
         self.fetch_s += result.fetch_s
         if result.traffic is not None:
             self.add_traffic(result.traffic)
-            self.add_traffic(traffic.take())  # of what was fetched ahead from here
+            self.store_bytes += traffic.beside()  # what was fetched ahead from here
 
     def add_traffic(self, read: Traffic | None) -> None:
         """Count what was read from stores."""

@@ -327,21 +327,31 @@ def test_statistics_say_what_came_from_the_store_and_what_was_kept(
     assert second.statistics().cache_hits == 80
 
 
-def test_what_is_fetched_ahead_counts_with_the_loader(shards, urls, size, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_fetched_ahead_counts_with_the_loader(shards, urls, size, tmp_path, workers):  # noqa: F811
     dataset = TarDataset(
         urls, cache_dir=tmp_path, cache_bytes=100 * size, shuffle_shards=2, decode=False
     )
-    loader = DataLoader(dataset, 4, shuffle=True, num_workers=1, seed=0)
-    list(loader)
-    before = loader.statistics()
-    assert before.store_bytes
+    loader = DataLoader(dataset, 4, shuffle=True, num_workers=workers, seed=0)
+    batches = iter(loader)
+    next(batches)
+    asked = loader.statistics().store_bytes
     until(lambda: [dataset[n] for n in range(40)] and len(kept_in(tmp_path)) == len(urls))
-    assert loader.statistics().store_bytes >= before.store_bytes
+    if not workers:  # all of them were fetched for this process
+        whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
+        assert loader.statistics().store_bytes >= whole
+    list(batches)
+    assert loader.statistics().store_bytes >= asked > 0
 
 
-def test_a_loader_of_other_data_counts_nothing_of_it(urls):
-    TarDataset(urls)[0]
-    loader = DataLoader(list(range(10)), 2)
-    for _ in loader:
-        TarDataset(urls)[0]
-    assert "stores" not in str(DataLoader(list(range(10)), 2).statistics())
+def test_what_is_read_beside_a_loader_is_none_of_its(urls):
+    dataset = TarDataset(urls, decode=False, cache_dir=False)
+    dataset[0]
+    for loader in (DataLoader(list(range(10)), 2), DataLoader(dataset, 4)):
+        list(loader)
+        alone = loader.statistics().store_bytes
+        for _ in loader:
+            dataset.__getitems__(range(40))
+        dataset.__getitems__(range(40))
+        assert loader.statistics().store_bytes == 2 * alone
+        assert ("stores" in str(loader.statistics())) == bool(alone)
