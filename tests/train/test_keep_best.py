@@ -1,8 +1,10 @@
 """The best checkpoints: which are kept, what is never removed, and that a kill changes neither."""
 
+import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,6 +175,17 @@ def test_a_link_never_leads_nowhere(tmp_path):
     fit(tmp_path, planned=[1.0, 2.0, 3.0, 4.0, 2.0], keep=1, keep_best=1)
     assert not os.path.lexists(tmp_path / ".unfinished-0-best")
     assert best_in(tmp_path) == 4
+
+
+def test_values_of_any_type_are_compared_as_numbers_or_not_at_all(tmp_path):
+    odd = [torch.tensor(3.0), np.float32(2), "1.5", None, [1], {"a": 1}, True, 4]
+    fit(tmp_path, keep=1, keep_best=2, planned=odd)
+    assert epochs_in(tmp_path) == [2, 6, 7]
+    [notes] = tmp_path.glob("*-epoch-003/checksums.json")
+    found = json.loads(notes.read_text())
+    notes.write_text(json.dumps({**found, "values": {"val_loss": ["no number"]}}))
+    fit(tmp_path, keep=1, keep_best=2, planned=[*odd, 0.5])
+    assert epochs_in(tmp_path) == [6, 8]
 
 
 def test_another_metric_ranks_what_is_there(tmp_path):

@@ -194,7 +194,7 @@ class Checkpoints:
         """Say whether an epoch of these values belongs to the best of the run."""
         if self._best is None:
             return False
-        return "now" in self._best.of({**self._values(self._own()), "now": values})
+        return "now" in self._best.of({**self._values(self._own()), "now": _finite(values)})
 
     def _values(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
         return {name: values_of(self.folder / name) for name in names}
@@ -284,7 +284,7 @@ def run_of(path: Path) -> str | None:
 def values_of(path: Path) -> dict[str, float]:
     """Return the values of the epoch behind which a checkpoint was written, where it was."""
     found = _noted(path, "values")
-    return found if isinstance(found, dict) else {}
+    return _finite(found) if isinstance(found, dict) else {}
 
 
 def _noted(path: Path, what: str) -> Any:
@@ -294,8 +294,14 @@ def _noted(path: Path, what: str) -> Any:
         return None
 
 
-def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what of an epoch's values is a number, as callbacks and files may hold anything."""
+    found = {}
+    for name, value in values.items():
+        with suppress(TypeError, ValueError):
+            if math.isfinite(number := float(value)):
+                found[name] = number
+    return found
 
 
 def _place_of(name: str) -> tuple[int, int]:
