@@ -6,6 +6,8 @@ import pytest
 
 from forks import Zygote
 from headrace.profile import gather, report
+from headrace.profile.causes import find
+from headrace.profile.gathered import Epoch, Gathered, Usage, Watched, Worker
 
 PROGRAMS = Path(__file__).with_name("programs.py")
 CAUSES = (
@@ -84,3 +86,22 @@ def test_the_verdict_names_the_cause(watched, setting):
     found, _ = watched(cause, library, _SET_UP.get(cause, workers), context)
     assert found["verdict"]["cause"] == cause, found
     assert found["loaders"][0]["ours"] == (library == "ours")
+
+
+def of_batches(took_s, usage):
+    """A loader whose batches took so long, each of them waited for."""
+    ends = [sum(took_s[: n + 1]) for n in range(len(took_s))]
+    spans = list(zip([0.0, *ends], ends, strict=False))
+    worker = Worker(1, 0.0, usage, [(began, ended, ended, ended - began) for began, ended in spans])
+    loader = Watched("1-0", {"num_workers": 0}, batch_bytes=1 << 20, workers=[worker])
+    loader.epochs.append(Epoch(0.0, 0.0, [], spans, ends[-1]))
+    return Gathered([loader], cores=2)
+
+
+def test_a_batch_that_the_kernel_kept_waiting_is_no_imbalance():
+    """Where memory is asked for again and again, some of the asking takes long."""
+    took_s = [0.03] * 20 + [1.0] + [0.03] * 20
+    thrash = Usage(user_s=0.5, system_s=1.5, minor_faults=41 * 2000)
+    assert find(of_batches(took_s, thrash))[0].cause == "memory"
+    work = Usage(user_s=1.9, system_s=0.1, minor_faults=41)
+    assert find(of_batches(took_s, work))[0].cause == "imbalance"
