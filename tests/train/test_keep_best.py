@@ -147,7 +147,8 @@ def test_the_best_of_all_is_that_of_one_after_the_other(values, count, sign):
     assert [every[name]["f1"] for name in best.of(every)] == wanted
 
 
-def test_nothing_of_others_is_removed(tmp_path):
+@pytest.mark.parametrize("theirs", ["a file", "a link", "a directory"])
+def test_nothing_of_others_is_removed(tmp_path, theirs):
     other = tmp_path / "other"
     fit(other, planned=[9.0], name="val_loss")
     [name] = Checkpoints(other, 1).names()
@@ -157,12 +158,18 @@ def test_nothing_of_others_is_removed(tmp_path):
     os.rename(other / name, folder / "step-00000001-epoch-000")
     (folder / "notes.txt").write_text("mine")
     (folder / "best").unlink()
-    (folder / "best").mkdir()
+    (folder / "mine").mkdir()
+    {
+        "a file": lambda: (folder / "best").write_text("mine"),
+        "a link": lambda: (folder / "best").symlink_to("mine"),
+        "a directory": (folder / "best").mkdir,
+    }[theirs]()
     fit(folder, planned=[3.0, 1.0, 2.0], keep=1, keep_best=1)
     assert epochs_in(folder) == [-1, 1, 2]
     assert (folder / "notes.txt").read_text() == "mine"
-    assert (folder / "best").is_dir()
-    assert not (folder / "best").is_symlink()
+    assert (folder / "best").is_symlink() == (theirs == "a link")
+    assert (folder / "best").resolve().name == ("mine" if theirs == "a link" else "best")
+    assert (folder / "best").is_file() == (theirs == "a file")
 
 
 def test_a_link_never_leads_nowhere(tmp_path):

@@ -82,8 +82,13 @@ def test_a_loader_in_the_middle_of_an_epoch_stays_there():
 def test_a_loader_with_a_state_is_put_back():
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     loader = stateful.StatefulDataLoader(DATA, 8, shuffle=False)
-    find_learning_rate(make(), loader, steps=20)
-    assert len(list(loader)) == 12
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    resumed = stateful.StatefulDataLoader(DATA, 8, shuffle=False)
+    resumed.load_state_dict(loader.state_dict())
+    find_learning_rate(make(), resumed, steps=20)
+    assert len(list(resumed)) == 7
 
 
 def by_hand(rates):
@@ -128,7 +133,7 @@ def test_the_losses_are_those_of_a_loop_written_by_hand():
 
 
 def test_groups_keep_their_proportions():
-    seen = []
+    seen, kinds = [], set()
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     groups = [
         {"params": model[0].parameters(), "lr": 0.001},
@@ -138,14 +143,58 @@ def test_groups_keep_their_proportions():
     optimizer.register_step_pre_hook(
         lambda o, *_: seen.append([float(g["lr"]) for g in o.param_groups])
     )
+    optimizer.register_step_pre_hook(
+        lambda o, *_: kinds.add(type(o.param_groups[1]["lr"]))  # a compiled one wants it to stay
+    )
     trainer = Trainer(model, nn.MSELoss(), optimizer, device="cpu", progress=False)
     kept = optimizer.param_groups[1]["lr"]
     find_learning_rate(trainer, DataLoader(DATA, 8), steps=12)
     assert all(second == pytest.approx(10 * first) for first, second in seen)
+    assert kinds == {torch.Tensor}
     assert seen[0][1] == pytest.approx(1e-7)
     assert optimizer.param_groups[0]["lr"] == 0.001
     assert optimizer.param_groups[1]["lr"] is kept
     assert float(kept) == pytest.approx(0.01)
+
+
+def test_a_loss_far_above_its_lowest_ends_the_test():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, device="cpu", progress=False)
+    found = find_learning_rate(trainer, DataLoader(DATA, 8), low=1e-4, high=10.0, steps=60)
+    assert len(found.rows) < 60
+    assert "the loss was far above its lowest" in found.why
+    assert all(math.isfinite(row.loss) for row in found.rows)
+
+
+def test_a_model_in_evaluation_is_trained_and_left_as_it_was():
+    trainer = make()
+    trainer.model.eval()
+    modes = []
+    trainer.model[1].register_forward_hook(lambda layer, *_: modes.append(layer.training))
+    find_learning_rate(trainer, DataLoader(DATA, 8), steps=10)
+    assert modes
+    assert all(modes)
+    assert not any(layer.training for layer in trainer.model.modules())
+
+
+def test_a_loss_that_learns_is_put_back():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, output, target):
+            self.calls += 1
+            return ((self.scale * output - target) ** 2).mean()
+
+    model, loss_fn = nn.Linear(4, 1), Scaled()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss_fn.parameters()], 0.1)
+    trainer = Trainer(model, loss_fn, optimizer, device="cpu", progress=False)
+    find_learning_rate(trainer, DataLoader(DATA, 8), steps=10)
+    assert (loss_fn.scale.item(), loss_fn.calls.item()) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["no number", "refused by the loss"])
@@ -222,6 +271,16 @@ def test_the_steepest_place_is_found(turn, fall, noise, seed):
     assert abs(math.log10(found) - turn) < 0.5
     assert found < lowest
     assert why.startswith("Take ")
+
+
+@pytest.mark.parametrize("last", [1e3, 1e12, 1e300])
+def test_what_diverges_does_not_reach_back(last):
+    at = np.linspace(-7, 1, 100)
+    losses = 3 - 2 / (1 + np.exp(-4 * (at + 0.5)))
+    wanted, *_ = judged(list(10**at), list(losses))
+    losses[-1] = last
+    found, *_ = judged(list(10**at), list(losses))
+    assert abs(math.log10(found) - math.log10(wanted)) < 0.5
 
 
 @given(seed=st.integers(0, 1000))

@@ -27,8 +27,7 @@ def judged(rates: list[float], losses: list[float]) -> tuple[float | None, float
     if kept < FEWEST:
         return None, None, f"After {kept} steps there was no loss to judge by: write a lower low=."
     raw = np.array(losses[:kept], float)
-    # What diverges must not reach back into what is smoothed.
-    curve = smooth(np.minimum(raw, raw[: int(np.argmin(raw)) + 1].max()))
+    curve = smooth(raw)
     least = int(np.argmin(curve))
     noise = float(np.median(np.abs(np.diff(raw[: max(least, kept // 2)])))) / np.sqrt(
         1 + kept * _WIDTH
@@ -44,12 +43,16 @@ def judged(rates: list[float], losses: list[float]) -> tuple[float | None, float
     slopes = np.gradient(curve, np.log(rates[:kept]))
     steepest = most + int(np.argmin(slopes[most : least + 1]))
     end = "at the end: write a higher high=" if least == kept - 1 else f"at {rates[least]:.2g}"
-    why = f"Take {rates[steepest]:.2g}: there the loss falls fastest. It is lowest {end}."
+    why = f"Take {rates[steepest]:.2g}: there the loss falls fastest. Smoothed, it is lowest {end}."
     return float(rates[steepest]), float(rates[least]), why
 
 
 def smooth(values: Curve) -> Curve:
-    """Return the mean of each value and its neighbours, in the weights of a bell curve."""
+    """Return the mean of each value and its neighbours, in the weights of a bell curve.
+
+    What diverges behind the lowest value is cut off: it must not reach back.
+    """
+    values = np.minimum(values, values[: int(np.argmin(values)) + 1].max())
     width = max(1.0, _WIDTH * len(values))
     at = np.arange(len(values))
     weights = np.exp(-0.5 * ((at[:, None] - at) / width) ** 2)
@@ -79,7 +82,7 @@ def draw_rates(
         curve = smooth(y)
         axes.plot(x, curve, color="tab:blue", label="smoothed")
         # What diverges would leave no room for the rest.
-        low, first = float(curve.min()), float(curve[: max(1, len(curve) // 4)].max())
+        low, first = float(y.min()), float(curve[: max(1, len(curve) // 4)].max())
         room = max(first - low, 0.05 * abs(first), 1e-12)
         axes.set_ylim(low - 0.2 * room, first + 0.8 * room)
     for rate, color, name in ((found, "tab:orange", "falls fastest"), (lowest, "gray", "lowest")):
